@@ -1,0 +1,10 @@
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class ControlplaneConfig(AppConfig):
+    name = "controlplane"
+    verbose_name = _("Control plane")
+
+    def ready(self) -> None:
+        from controlplane import checks  # noqa: F401  (registers the system checks)

@@ -1,0 +1,3 @@
+from controlplane.lifecycle import Event
+
+__all__ = ["Event"]

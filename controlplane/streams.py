@@ -1,0 +1,153 @@
+"""Append-only byte and sample streams over Redis Streams: what may not be lost between a node and a browser.
+
+A log entry's id is the byte offset it ends at (``"4096-0"``), so an offset is the identity of a byte. `append` names
+the offset its data starts at and is refused unless the stream ends exactly there: a second reader, a reconnect or a
+restart can neither lose nor repeat a byte. Entries older than ``keep`` bytes are trimmed; read those from the node or
+the archive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import redis
+import redis.asyncio
+from django.conf import settings
+
+#: Returns the offset the stream ends at after the call: start + length when it was appended, anything else when not.
+_APPEND = """
+local key, start, data, keep = KEYS[1], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local last = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)
+local tail = -1
+if #last > 0 then tail = tonumber(string.match(last[1][1], '^(%d+)')) end
+if tail >= 0 and tail ~= start then return tail end
+local stop = start + string.len(data)
+redis.call('XADD', key, string.format('%.0f-0', stop), 'd', data)
+if stop > keep then redis.call('XTRIM', key, 'MINID', string.format('%.0f-0', stop - keep)) end
+redis.call('EXPIRE', key, tonumber(ARGV[4]))
+return stop
+"""
+_WEEK = 7 * 24 * 3600
+
+
+class Chunk(NamedTuple):
+    """Bytes of a log and the offset of the first one."""
+
+    start: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
+
+
+@lru_cache(maxsize=1)
+def client() -> redis.Redis:
+    """This process's connection pool to Redis (binary replies)."""
+    return redis.Redis.from_url(settings.REDIS_URL, socket_timeout=10, socket_connect_timeout=5)
+
+
+def async_client() -> redis.asyncio.Redis:
+    """A new asynchronous connection pool; the caller closes it."""
+    return redis.asyncio.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=5)
+
+
+def log_key(job_id: object) -> str:
+    return f"log:{job_id}"
+
+
+def metrics_key(node_id: int) -> str:
+    return f"metrics:{node_id}"
+
+
+def append(key: str, start: int, data: bytes, keep: int | None = None) -> int:
+    """Append ``data`` that begins at byte ``start``; returns the offset where the stream now ends.
+
+    Refused, with the stream unchanged, unless the stream is empty or ends exactly at ``start``: then the returned
+    offset is not ``start + len(data)``, and the caller goes on reading from it.
+    """
+    if not data:
+        return start
+    arguments = [start, data, settings.LOG_STREAM_BYTES if keep is None else keep, _WEEK]
+    return int(cast(int, client().eval(_APPEND, 1, key, *arguments)))
+
+
+def end(key: str) -> int | None:
+    """The offset where the stream ends, or None when it is empty or gone."""
+    last = cast(list[Any], client().xrevrange(key, count=1))
+    return _offset(last[0][0]) if last else None
+
+
+def read(key: str, after: int) -> Iterator[Chunk]:
+    """The chunks the stream still has beyond byte ``after``, oldest first, cut so that none begins before it."""
+    position = after
+    while entries := cast(list[Any], client().xrange(key, min=f"({position}-0", count=64)):
+        for entry_id, fields in entries:
+            yield _cut(entry_id, fields, after)
+        position = _offset(entries[-1][0])
+
+
+async def follow(connection: redis.asyncio.Redis, key: str, after: int, block_ms: int = 5000) -> AsyncIterator[Chunk]:
+    """Like `read`, then waits for what comes. Never ends; cancel it. An empty chunk is yielded after each quiet wait."""
+    position = after
+    while True:
+        answer = await connection.xread({key: f"{position}-0"}, count=64, block=block_ms)
+        entries = _entries(answer)
+        if not entries:
+            yield Chunk(position, b"")
+        for entry_id, fields in entries:
+            chunk = _cut(entry_id, fields, position)
+            position = chunk.end
+            yield chunk
+
+
+def add_sample(node_id: int, sample: dict[str, Any]) -> None:
+    """Add one sample (a second's facts of a node) to its metrics stream; an hour is kept."""
+    client().xadd(
+        metrics_key(node_id), {"s": json.dumps(sample)}, maxlen=settings.METRICS_STREAM_SAMPLES, approximate=True
+    )
+
+
+def last_samples(node_ids: list[int]) -> dict[int, dict[str, Any]]:
+    """The newest sample of each node that has one, in one round trip."""
+    pipe = client().pipeline(transaction=False)
+    for node_id in node_ids:
+        pipe.xrevrange(metrics_key(node_id), count=1)
+    found = zip(node_ids, pipe.execute(), strict=True)
+    return {node_id: json.loads(entries[0][1][b"s"]) for node_id, entries in found if entries}
+
+
+async def follow_samples(
+    connection: redis.asyncio.Redis, node_id: int, after: str = "0-0"
+) -> AsyncIterator[list[tuple[str, dict[str, Any]]]]:
+    """Batches of (entry id, sample): first all that is kept, then live. Never ends; cancel it."""
+    position = after
+    while True:
+        answer = await connection.xread({metrics_key(node_id): position}, count=600, block=5000)
+        batch = [(entry_id.decode(), json.loads(fields[b"s"])) for entry_id, fields in _entries(answer)]
+        if batch:
+            position = batch[-1][0]
+        yield batch
+
+
+def _entries(answer: Any) -> list[Any]:
+    """The entries of a one-stream XREAD answer, whichever shape the protocol version gives it."""
+    if not answer:
+        return []
+    if isinstance(answer, dict):
+        (batches,) = answer.values()
+        return [entry for batch in batches for entry in batch] if batches and isinstance(batches[0], list) else batches
+    return cast(list[Any], answer[0][1])
+
+
+def _offset(entry_id: bytes) -> int:
+    return int(entry_id.partition(b"-")[0])
+
+
+def _cut(entry_id: bytes, fields: dict[bytes, bytes], after: int) -> Chunk:
+    stop, data = _offset(entry_id), fields[b"d"]
+    start = stop - len(data)
+    return Chunk(start, data) if start >= after else Chunk(after, data[after - start :])

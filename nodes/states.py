@@ -1,0 +1,56 @@
+"""States of nodes, runs, steps and jobs: the words, and which may follow which. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+def following(**rules: str) -> Mapping[str, frozenset[str]]:
+    """``following(new="checking failed")``: state → the states that may come after it."""
+    return {state: frozenset(followers.split()) for state, followers in rules.items()}
+
+
+class NodeState(StrEnum):
+    NEW = "new"
+    CHECKING = "checking"
+    PREPARING = "preparing"
+    READY = "ready"
+    UNREACHABLE = "unreachable"
+    FAILED = "failed"
+
+
+NODE_TRANSITIONS = following(
+    new="checking preparing unreachable failed",
+    checking="new preparing ready unreachable failed",
+    preparing="ready unreachable failed",
+    ready="checking preparing unreachable failed",
+    unreachable="new checking preparing ready failed",
+    failed="checking preparing ready unreachable",
+)
+
+
+class RunState(StrEnum):
+    """Runs and steps say the same words; only a step can be skipped."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+RUN_TRANSITIONS = following(waiting="running failed", running="done failed")
+STEP_TRANSITIONS = following(waiting="running skipped failed", running="done failed skipped")
+FINISHED = frozenset({RunState.DONE, RunState.SKIPPED, RunState.FAILED})
+
+
+class JobState(StrEnum):
+    STARTING = "starting"  # the row exists; the node may not know of it yet
+    RUNNING = "running"
+    EXITED = "exited"  # left an exit status on the node
+    LOST = "lost"  # its process is gone and left none: killed, or the host was restarted
+
+
+JOB_TRANSITIONS = following(starting="running exited lost", running="exited lost")
+JOB_ACTIVE = frozenset({JobState.STARTING, JobState.RUNNING})
