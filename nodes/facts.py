@@ -1,7 +1,7 @@
 """What was observed on a node: one probe program, a pure reading of its answer, and defaults. Pure.
 
-`PROBE` is a stdlib-only Python program that runs on the node and prints one JSON object; `probe_answer` finds that
-object in its output, and `Facts.from_json` reads it, whatever is missing from it or unknown in it.
+`PROBE` is a stdlib-only Python program that runs on the node and prints one JSON object; `probe_answer` finds
+that object in its output, and `Facts.from_json` reads it, whatever is missing from it or unknown in it.
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def probe_answer(output: str, sent: float, received: float) -> dict[str, Any]:
     """What `PROBE` printed, with the clock offset, for keeping and for `Facts.from_json`.
 
-    ``sent`` and ``received`` are our own clock's seconds when the probe was started and had answered; a clock that
-    lies between the two counts as right. What a login printed around the answer is passed over. Raises ValueError
-    when there is no answer in ``output``.
+    ``sent`` and ``received`` are our own clock's seconds when the probe was started and had answered; a clock
+    that lies between the two counts as right. What a login printed around the answer is passed over. Raises
+    ValueError when there is no answer in ``output``.
     """
     line = next((line for line in reversed(output.splitlines()) if line.startswith('{"')), "")
     data = json.loads(line) if line else None
