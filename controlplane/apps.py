@@ -7,4 +7,6 @@ class ControlplaneConfig(AppConfig):
     verbose_name = _("Control plane")
 
     def ready(self) -> None:
-        from controlplane import checks  # noqa: F401  (registers the system checks)
+        from controlplane import checks, consumers, lifecycle  # noqa: F401  (checks registers itself)
+
+        lifecycle.listeners.append(consumers.publish)

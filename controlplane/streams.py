@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import redis
 import redis.asyncio
 from django.conf import settings
+from redis.exceptions import RedisError as RedisError  # what every call here may raise
 
 #: Returns the offset the stream ends at after the call: start + length when it was appended, anything else when not.
 _APPEND = """

@@ -1,0 +1,127 @@
+"""Live logs and samples over websockets. A handler that never ends is a task, cancelled when the browser goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import Coroutine
+from typing import Any
+from urllib.parse import parse_qs
+
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.core.exceptions import ObjectDoesNotExist
+
+from controlplane import streams
+from controlplane.consumers import UNAUTHORIZED
+from nodes import logs
+from nodes.models import Job, Node
+from nodes.remote.errors import HostProblem
+from nodes.states import JOB_ACTIVE
+
+NOT_FOUND = 4404
+QUIET_MS = 1000
+#: What a page that names no offset is sent of an older log; it can ask for the rest.
+RECENT_BYTES = 1 << 20
+
+
+class StreamConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """Runs `pump` for a signed-in user until the socket closes."""
+
+    async def connect(self) -> None:
+        await self.accept()
+        if not self.scope["user"].is_authenticated:
+            await self.close(UNAUTHORIZED)
+            return
+        self.redis = streams.async_client()
+        self.task = asyncio.create_task(self._run(self.pump()))
+
+    async def disconnect(self, code: int) -> None:
+        if hasattr(self, "task"):
+            self.task.cancel()
+            await self.redis.aclose()
+
+    async def pump(self) -> None:
+        raise NotImplementedError
+
+    async def _run(self, pump: Coroutine[Any, Any, None]) -> None:
+        try:
+            await pump
+        except ObjectDoesNotExist:
+            await self.close(NOT_FOUND)
+        except (OSError, streams.RedisError):
+            await self.close(1013)  # "try again later": the page reconnects and goes on where it was
+
+
+class SampleConsumer(StreamConsumer):
+    """``/ws/samples/<node>``: JSON arrays of samples, first the kept hour, then live."""
+
+    async def pump(self) -> None:
+        node = await database_sync_to_async(Node.objects.get)(pk=self.scope["url_route"]["kwargs"]["node_id"])
+        async for batch in streams.follow_samples(self.redis, node.pk):
+            await self.send(text_data=json.dumps([sample for _, sample in batch]))
+
+
+class LogConsumer(StreamConsumer):
+    """``/ws/log/<job>?after=<byte>``: the log from that byte on, without loss or repetition, then its end.
+
+    Binary frames: the offset of the first byte (8 bytes, big-endian), then the bytes as they are. Text frames (JSON):
+    ``{"skipped": [from, to]}`` for what is not sent, ``{"ended": {"state": …, "status": …}}`` once all was sent.
+    """
+
+    async def pump(self) -> None:
+        jobs = Job.objects.select_related("node")
+        self.job = await database_sync_to_async(jobs.get)(pk=self.scope["url_route"]["kwargs"]["job_id"])
+        self.position = await self._first()
+        if await self._ended():
+            return
+        async for chunk in streams.follow(self.redis, streams.log_key(self.job.pk), self.position, QUIET_MS):
+            if chunk.data:
+                await self._older(chunk.start)
+                await self._deliver(chunk.data)
+            elif await self._ended():
+                return
+
+    async def _first(self) -> int:
+        """The byte to begin at: the one asked for, or near the end of a long log."""
+        asked = parse_qs(self.scope["query_string"].decode()).get("after", [""])[0]
+        if asked.isdigit():
+            return int(asked)
+        end = await asyncio.to_thread(streams.end, streams.log_key(self.job.pk)) or self.job.log_size or 0
+        first = max(0, end - RECENT_BYTES)
+        if first:
+            await self.send(text_data=json.dumps({"skipped": [0, first]}))
+        return first
+
+    async def _older(self, until: int) -> None:
+        """Send what the stream has no longer, or never had, from the node or the archive."""
+        while self.position < until:
+            data = await self._read(min(logs.PIECE, until - self.position))
+            if not data:
+                await self.send(text_data=json.dumps({"skipped": [self.position, until]}))
+                self.position = until
+                return
+            await self._deliver(data)
+
+    async def _read(self, size: int) -> bytes:
+        try:
+            return await database_sync_to_async(logs.read, thread_sensitive=False)(self.job, self.position, size)
+        except HostProblem:
+            return b""
+
+    async def _deliver(self, data: bytes) -> None:
+        await self.send(bytes_data=struct.pack(">Q", self.position) + data)
+        self.position += len(data)
+
+    async def _ended(self) -> bool:
+        """Whether the job has ended; sends what is left, then says so."""
+        await database_sync_to_async(self.job.refresh_from_db)(fields=["state", "exit_status", "log_size"])
+        if self.job.state in JOB_ACTIVE:
+            return False
+        end = await asyncio.to_thread(streams.end, streams.log_key(self.job.pk))
+        if end is not None and self.position < end:
+            return False  # the stream still has some of it
+        await self._older(self.job.log_size or 0)
+        await self.send(text_data=json.dumps({"ended": {"state": self.job.state, "status": self.job.exit_status}}))
+        return True

@@ -1,0 +1,203 @@
+"""Watches one node from inside: runs there over one SSH channel, standard library only, and ends with its stdin.
+
+Standard input, one JSON object a line: ``{"follow": <id>, "dir": <job directory>, "at": <byte>}``, ``{"forget": <id>}``.
+Standard output, one JSON object a line, a log chunk's followed by its raw bytes::
+
+    {"log": <id>, "at": <byte>, "size": <n>}\\n<n bytes>
+    {"end": <id>, "state": "exited" | "lost", "status": <exit status or null>, "size": <bytes of the log>}
+    {"sample": {"t": …, "cpu": …, "mem": [used, total], "gpus": [{"i": …, "used": …, "total": …, …}]}}
+
+Nothing is kept here: whoever reads says where to begin, so a broken connection loses nothing.
+"""
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+
+CHUNK = 1 << 18
+BUSY, IDLE = 0.05, 0.5
+GPU_QUERY = ("index", "memory.used", "memory.total", "utilization.gpu", "temperature.gpu", "power.draw")
+
+
+def say(message, data=b""):
+    out = sys.stdout.buffer
+    out.write(json.dumps(message).encode() + b"\n" + data)
+    out.flush()
+
+
+class Job:
+    """One followed job."""
+
+    def __init__(self, order):
+        self.id, self.dir, self.at = order["follow"], order["dir"], order["at"]
+        self.looked = 0.0
+
+    def step(self):
+        """Send what is new: "more" when there was some, "over" when the job has ended and all of it was sent."""
+        status = self.status()
+        if self.send():
+            return "more"
+        if status is None:
+            return "quiet"
+        say({"end": self.id, "size": self.at, **status})
+        return "over"
+
+    def send(self):
+        try:
+            with open(os.path.join(self.dir, "log"), "rb") as file:
+                file.seek(self.at)
+                data = file.read(CHUNK)
+        except OSError:
+            return False
+        if data:
+            say({"log": self.id, "at": self.at, "size": len(data)}, data)
+            self.at += len(data)
+        return bool(data)
+
+    def status(self):
+        """How it ended, or None while it runs or was not started. Read before the log, so that no last byte is missed."""
+        ended = self.exit_status()
+        if ended is not None or time.monotonic() - self.looked < 1:
+            return ended
+        self.looked = time.monotonic()
+        if self.alive():
+            return None
+        return self.exit_status() or {"state": "lost", "status": None}  # it may have ended between the two looks
+
+    def exit_status(self):
+        try:
+            with open(os.path.join(self.dir, "exit")) as file:
+                return {"state": "exited", "status": int(file.read())}
+        except (OSError, ValueError):
+            return None
+
+    def alive(self):
+        """Whether the runner still runs; a job that has no pid yet counts as alive."""
+        try:
+            with open(os.path.join(self.dir, "pid")) as file:
+                pid, ticks, boot = file.read().split()
+        except (OSError, ValueError):
+            return True
+        try:
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                if file.read().strip() != boot:
+                    return False
+            with open("/proc/%s/stat" % pid, "rb") as file:
+                return file.read().rpartition(b")")[2].split()[19].decode() == ticks
+        except OSError:
+            return False
+
+
+class Host:
+    """CPU and memory of the machine, from /proc."""
+
+    def __init__(self):
+        self.before = self.ticks()
+
+    @staticmethod
+    def ticks():
+        with open("/proc/stat") as file:
+            fields = [int(word) for word in file.readline().split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+
+    def sample(self):
+        total, idle = self.ticks()
+        spent = max(1, total - self.before[0])
+        cpu = 100.0 * (1 - (idle - self.before[1]) / spent)
+        self.before = (total, idle)
+        with open("/proc/meminfo") as file:
+            memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        total_memory = memory["MemTotal"]
+        free = memory.get("MemAvailable", memory["MemFree"])
+        return {"t": round(time.time(), 3), "cpu": round(min(100.0, max(0.0, cpu)), 1),
+                "mem": [total_memory - free, total_memory]}
+
+
+class Gpus:
+    """nvidia-smi in its own loop: one line a GPU a second, read without waiting."""
+
+    def __init__(self):
+        self.process, self.rest, self.latest, self.retry_at = None, b"", {}, 0.0
+
+    def sample(self):
+        if self.process is None and shutil.which("nvidia-smi") and time.monotonic() >= self.retry_at:
+            self.start()
+        if self.process is not None:
+            self.drain()
+        return [self.latest[index] for index in sorted(self.latest)]
+
+    def start(self):
+        query = "--query-gpu=" + ",".join(GPU_QUERY)
+        self.process = subprocess.Popen(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits", "-l", "1"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        os.set_blocking(self.process.stdout.fileno(), False)
+
+    def drain(self):
+        data = b"-"
+        while data:
+            data = self.process.stdout.read(65536)
+            self.rest += data or b""
+        *lines, self.rest = self.rest.split(b"\n")
+        for line in lines:
+            self.take(line.decode(errors="replace"))
+        if self.process.poll() is not None:
+            self.process, self.latest, self.retry_at = None, {}, time.monotonic() + 10
+
+    def take(self, line):
+        words = [word.strip() for word in line.split(",")]
+        if len(words) == len(GPU_QUERY) and words[0].isdigit():
+            used, total, util, temp, power = [number(word) for word in words[1:]]
+            self.latest[int(words[0])] = {
+                "i": int(words[0]), "used": used, "total": total, "util": util, "temp": temp, "power": power}
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+
+
+def number(word):
+    try:
+        return float(word)
+    except ValueError:
+        return None  # "[N/A]", "[Unknown Error]"
+
+
+def take_orders(jobs, rest):
+    """Read what the other side asked for into ``jobs``; returns the unfinished line, None at the end."""
+    data = os.read(0, 65536)
+    if not data:
+        return None
+    *lines, rest = (rest + data).split(b"\n")
+    for line in lines:
+        order = json.loads(line)
+        if "follow" in order:
+            jobs[order["follow"]] = Job(order)
+        else:
+            jobs.pop(order["forget"], None)
+    return rest
+
+
+def main():
+    jobs, rest, host, gpus, due = {}, b"", Host(), Gpus(), time.monotonic() + 1
+    news = []
+    while rest is not None:
+        pause = 0 if "more" in news else min(BUSY if jobs else IDLE, max(0.0, due - time.monotonic()))
+        if select.select([0], [], [], pause)[0]:
+            rest = take_orders(jobs, rest)
+        news = [job.step() for job in jobs.values()]
+        jobs = {job.id: job for job, new in zip(jobs.values(), news) if new != "over"}
+        if time.monotonic() >= due:
+            say({"sample": {**host.sample(), "gpus": gpus.sample()}})
+            due = max(due + 1, time.monotonic())
+    gpus.close()
+
+
+try:
+    main()
+except (BrokenPipeError, KeyboardInterrupt):
+    pass

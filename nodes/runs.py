@@ -1,0 +1,295 @@
+"""The story engine: a run is stages of steps over nodes; `advance` takes the next step, again and again the same.
+
+Level-triggered: the database holds what is wanted and what was last seen, `advance` compares and acts. It is called when
+something happened (a job ended, a run was made) and once a second besides, so a lost call only delays. Every change of
+state is a compare-and-set, and starting a job is idempotent on the node; so any number of workers may call it, and any
+may be killed in between.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import IntegrityError, connection, transaction
+from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.translation import get_language, override
+from django.utils.translation import gettext as _
+
+from controlplane.problems import Problem
+from nodes import logs
+from nodes.hosts import shared_host
+from nodes.models import Job, Node, Run, Step
+from nodes.recipes import Satisfied
+from nodes.remote import job as remote_job
+from nodes.remote.command import Command
+from nodes.remote.errors import HostProblem
+from nodes.states import FINISHED, JOB_ACTIVE, JobState, RunState
+
+log = logging.getLogger(__name__)
+
+#: How long a step waits for a host that cannot be reached before it fails with that reason.
+PATIENCE = timedelta(seconds=60)
+
+
+class Done(NamedTuple):
+    """The step is finished; ``detail`` is what the page says of it."""
+
+    detail: str = ""
+
+
+class Waiting(NamedTuple):
+    """The step goes on; look again. ``detail`` is what the page says meanwhile."""
+
+    detail: str = ""
+
+
+Begun = Command | Satisfied | Done | Waiting
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What a step does. All three functions may raise `Problem`: the step fails with it.
+
+    ``begin`` decides from facts: a `Command` becomes a job, `Satisfied` skips, `Done` was quick enough to do at once,
+    `Waiting` asks to be probed. ``probe`` looks at a running step that is not simply over when its job is.
+    ``service``: the job is meant to run on; the step is over when ``probe`` says so, and has failed if the job ends.
+    """
+
+    name: str
+    title: Promise | str
+    begin: Callable[[Step], Begun]
+    probe: Callable[[Step], Done | Waiting] | None = None
+    service: bool = False
+    explain: Callable[[Step], str] | None = None  # why its job failed, better than the log's last line
+    attach: Callable[[Step, Job], None] | None = None  # note the new job on what it serves, in the same transaction
+
+
+@dataclass(frozen=True)
+class Story:
+    """A kind of run: its stages (each a list of step kind and node), and what its end means for its subject."""
+
+    name: str
+    title: Promise | str
+    settle: Callable[[Run, bool, str], None]
+
+
+step_kinds: dict[str, StepKind] = {}
+stories: dict[str, Story] = {}
+
+
+def register(*kinds: StepKind) -> None:
+    step_kinds.update({kind.name: kind for kind in kinds})
+
+
+def register_story(story: Story) -> None:
+    stories[story.name] = story
+
+
+def step_title(kind: str) -> Promise | str:
+    return step_kinds[kind].title
+
+
+def run_title(run: Run) -> Promise | str:
+    return stories[run.story].title
+
+
+Stages = Sequence[Sequence[tuple[str, Node]]]
+
+
+def start(story: str, about: str, stages: Stages, by: User | None, **options: Any) -> Run:
+    """Create the run with all its steps and have it advanced. Raises `Problem` if its subject has one unfinished."""
+    try:
+        with transaction.atomic():
+            options["language"] = get_language() or settings.LANGUAGE_CODE
+            run = Run.objects.create(story=story, about=about, options=options, created_by=by)
+            for number, stage in enumerate(stages):
+                for kind, node in stage:
+                    Step.objects.create(run=run, stage=number, kind=kind, node=node)
+            transaction.on_commit(lambda: queue(run.pk))
+    except IntegrityError as error:
+        raise Problem(_("Something else is already being done here."), _("Wait for it to end, then try again.")) from error
+    return run
+
+
+def queue(run_id: int) -> None:
+    """Have a worker advance the run soon. A broker that is away only delays it: watch asks again."""
+    from nodes.tasks import advance_run, send
+
+    send(advance_run, run_id)
+
+
+def advance(run_id: int) -> None:
+    """Take every step of the run that can be taken now. What it says is in the language of who started the run."""
+    run = Run.objects.get(pk=run_id)
+    with override(run.options.get("language")):
+        _advance(run)
+
+
+def _advance(run: Run) -> None:
+    run.move(RunState.RUNNING)
+    while run.fresh().state == RunState.RUNNING:
+        stage = current_stage(run)
+        if stage is None:
+            _settle(run)
+            return
+        before = [step.state for step in stage]
+        _each(_work, stage)
+        if [step.fresh().state for step in stage] == before:
+            return
+
+
+def current_stage(run: Run) -> list[Step] | None:
+    """The steps of the first unfinished stage; None when all is over or an earlier stage has failed."""
+    steps = list(run.steps.select_related("node", "job"))
+    for number in sorted({step.stage for step in steps}):
+        stage = [step for step in steps if step.stage == number]
+        if any(step.state not in FINISHED for step in stage):
+            return stage
+        if any(step.state == RunState.FAILED for step in stage):
+            return None
+    return None
+
+
+def _settle(run: Run) -> None:
+    failed = run.steps.filter(state=RunState.FAILED).select_related("node").first()
+    now = timezone.now()
+    reason = _failure(failed) if failed else ""
+    if failed is not None:
+        for step in run.steps.filter(state=RunState.WAITING):
+            step.move(RunState.SKIPPED, _("not reached"), finished_at=now)
+    if run.move(RunState.FAILED if failed else RunState.DONE, reason, finished_at=now):
+        stories[run.story].settle(run, failed is None, reason)
+
+
+def _failure(step: Step) -> str:
+    return _("%(step)s on %(node)s: %(reason)s") % {
+        "step": step_title(step.kind), "node": step.node.name, "reason": step.reason}
+
+
+def _each(work: Callable[[Step], None], steps: list[Step]) -> None:
+    """Work on the steps of a stage at the same time, one thread a node at most."""
+    if len(steps) == 1:
+        work(steps[0])
+        return
+
+    def with_own_connection(step: Step) -> None:
+        try:
+            work(step)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(max_workers=min(16, len(steps))) as pool:
+        list(pool.map(with_own_connection, steps))
+
+
+def _work(step: Step) -> None:
+    """Begin, look at, or leave one step. A problem of the host is waited out for a while; any other fails the step."""
+    try:
+        if step.state == RunState.WAITING:
+            _begin(step)
+        elif step.state == RunState.RUNNING:
+            _look(step)
+    except HostProblem as error:
+        if timezone.now() - (step.started_at or step.run.state_since) > PATIENCE:
+            _finish(step, RunState.FAILED, str(error))
+        else:
+            log.warning("run %s: %s waits: %s", step.run_id, step, error)
+    except Problem as error:
+        _finish(step, RunState.FAILED, str(error))
+
+
+def _begin(step: Step) -> None:
+    kind = step_kinds[step.kind]
+    step.node.refresh_from_db()
+    begun = kind.begin(step)
+    now = timezone.now()
+    match begun:
+        case Satisfied():
+            step.move(RunState.SKIPPED, begun.detail, started_at=now, finished_at=now)
+        case Done():
+            step.move(RunState.RUNNING, started_at=now)
+            _finish(step, RunState.DONE, begun.detail)
+        case Waiting():
+            step.move(RunState.RUNNING, begun.detail, started_at=now)
+        case Command() if _claim(step, kind, begun):
+            _launch(step, begun)
+
+
+def _claim(step: Step, kind: StepKind, command: Command) -> bool:
+    """Make the job's row and take the step, both or neither: only one worker gets to."""
+    with transaction.atomic():
+        job = Job(node=step.node, name=kind.name, service=kind.service, shown_command=remote_job.shown(command))
+        job.save()
+        if step.move(RunState.RUNNING, started_at=timezone.now(), job=job):
+            if kind.attach is not None:
+                kind.attach(step, job)
+            return True
+        transaction.set_rollback(True)
+    return False
+
+
+def _launch(step: Step, command: Command) -> None:
+    job = step.job
+    assert job is not None
+    remote_job.start(shared_host(step.node), logs.place(job), command)
+    job.move(JobState.RUNNING)
+
+
+def _look(step: Step) -> None:
+    kind, job = step_kinds[step.kind], step.job
+    if job is None or (kind.service and job.state == JobState.RUNNING):
+        _probe(step, kind)
+    elif job.state == JobState.STARTING:
+        _start_again(step, kind)
+    elif job.state not in JOB_ACTIVE:
+        _conclude(step, kind, job)
+
+
+def _start_again(step: Step, kind: StepKind) -> None:
+    """A worker died between taking the step and starting its job, or is just doing it: starting twice is once."""
+    begun = kind.begin(step)
+    if isinstance(begun, Command):
+        _launch(step, begun)
+    else:
+        _finish(step, RunState.DONE)
+
+
+def _probe(step: Step, kind: StepKind) -> None:
+    assert kind.probe is not None, f"{kind.name} has nothing to look at"
+    found = kind.probe(step)
+    if isinstance(found, Done):
+        _finish(step, RunState.DONE, found.detail)
+    elif found.detail != step.reason:
+        Step.objects.filter(pk=step.pk, state=RunState.RUNNING).update(reason=found.detail)
+        step.poke()
+
+
+def _conclude(step: Step, kind: StepKind, job: Job) -> None:
+    if job.state == JobState.EXITED and job.exit_status == 0 and not kind.service:
+        _finish(step, RunState.DONE)
+    else:
+        _finish(step, RunState.FAILED, kind.explain(step) if kind.explain else last_words(job))
+
+
+def last_words(job: Job) -> str:
+    """Why a job failed, in its own last line."""
+    if job.state == JobState.LOST:
+        return _("The process is gone and left no exit status: it was killed, or the server was restarted.")
+    lines = [line.strip() for line in logs.tail(job).replace("\r", "\n").splitlines() if line.strip()]
+    said = lines[-1][:300] if lines else _("it printed nothing")
+    return _("ended with status %(status)s: %(said)s") % {"status": job.exit_status, "said": said}
+
+
+def _finish(step: Step, state: RunState, reason: str = "") -> None:
+    if step.state == RunState.WAITING and state == RunState.FAILED:
+        step.move(state, reason, started_at=timezone.now(), finished_at=timezone.now())
+    else:
+        step.move(state, reason, finished_at=timezone.now())

@@ -1,0 +1,50 @@
+"""Celery tasks: thin, short, repeatable. The stories are in the modules they call."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Task, shared_task
+from kombu.exceptions import OperationalError
+
+from controlplane import streams
+from nodes import logs, runs, signals
+from nodes.models import Job
+
+log = logging.getLogger(__name__)
+_BUSY_SECONDS = 60
+
+
+def send(task: Task[Any, Any], *args: Any) -> None:
+    """Queue a task that is repeated anyway: it expires soon, and a broker that is away is no failure."""
+    try:
+        task.apply_async(args, expires=30, retry=False)
+    except OperationalError as error:
+        log.warning("%s%s was not queued, watch will ask again: %s", task.name, args, error)
+
+
+@shared_task
+def advance_run(run_id: int) -> None:
+    """Advance a run, unless another worker is just doing it; that one looks again when it is told to meanwhile."""
+    busy, again = f"advancing:{run_id}", f"advance-again:{run_id}"
+    if not streams.client().set(busy, 1, nx=True, ex=_BUSY_SECONDS):
+        streams.client().set(again, 1, ex=_BUSY_SECONDS)
+        return
+    try:
+        runs.advance(run_id)
+    finally:
+        streams.client().delete(busy)
+    if streams.client().delete(again):
+        send(advance_run, run_id)
+
+
+@shared_task
+def job_over(job_id: str) -> None:
+    """A job has ended: keep its log, advance its run, tell whoever else waits for it."""
+    job = Job.objects.select_related("node").get(pk=job_id)
+    step = getattr(job, "step", None)
+    if step is not None:
+        runs.advance(step.run_id)
+    signals.job_ended.send(Job, job=job)
+    logs.archive(job)

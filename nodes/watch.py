@@ -1,0 +1,265 @@
+"""The process that never ends: one connection a node, over which its logs, samples and exits arrive.
+
+A `Watcher` thread a node runs the observer program there and files what it says: log bytes into streams (by offset, so
+nothing is lost or repeated), samples, ends of jobs into the database. The main loop shares nodes out by lease, tells
+watchers which jobs to follow, and ticks once a second, so that whatever is unfinished is looked at again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.resources import files
+from typing import Any
+
+from django.db import close_old_connections
+from django.utils import timezone
+from redis.exceptions import RedisError
+
+from controlplane import streams
+from nodes import logs, runs, signals, tasks
+from nodes.hosts import open_host
+from nodes.models import Job, Node, Run
+from nodes.remote.command import python
+from nodes.remote.errors import HostKeyChanged, HostProblem
+from nodes.remote.host import Channel
+from nodes.states import FINISHED, JOB_ACTIVE, NodeState
+
+log = logging.getLogger(__name__)
+OBSERVER = files("nodes.remote").joinpath("observer.py").read_text()
+LEASE_SECONDS = 10
+#: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
+GLITCH_SECONDS = 8
+_POKES = "watch:pokes"
+
+
+def poke() -> None:
+    """Have watch look for new jobs now instead of within a second."""
+    try:
+        streams.client().lpush(_POKES, 1)
+        streams.client().ltrim(_POKES, 0, 3)
+    except RedisError as error:
+        log.warning("watch was not poked, it looks within a second anyway: %s", error)
+
+
+class Frames:
+    """The observer's output, taken apart: JSON objects, and the raw bytes that belong to a log object."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._buffer = bytearray()
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        while (line := self._line()) is not None:
+            message = json.loads(line)
+            data = self._exactly(message["size"]) if "log" in message else b""
+            if data is None:
+                return
+            yield message, data
+
+    def _line(self) -> bytes | None:
+        searched = 0
+        while (at := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if not self._more():
+                return None
+        return self._take(at + 1)
+
+    def _exactly(self, size: int) -> bytes | None:
+        while len(self._buffer) < size:
+            if not self._more():
+                return None
+        return self._take(size)
+
+    def _more(self) -> bool:
+        data = self._channel.read(1 << 18)
+        self._buffer += data
+        return bool(data)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+
+class Watcher(threading.Thread):
+    """Watches one node until `stop`; connects again and again, with a pause that grows to 15 s."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(name=f"watch-{node.name}", daemon=True)
+        self.node = node
+        self.stopping = threading.Event()
+        self._channel: Channel | None = None
+        self._following: set[str] = set()
+        self._wanted: set[str] = set()
+        self._lock = threading.Lock()
+        self._lost_since: float | None = None
+
+    def run(self) -> None:
+        pause = 1.0
+        while not self.stopping.is_set():
+            began = time.monotonic()
+            try:
+                self._observe()
+            except HostProblem as error:
+                self._note_lost(error)
+            except Node.DoesNotExist:
+                return
+            except (RedisError, OSError) as error:
+                log.warning("%s: %s; watching again soon", self.node, error)
+            finally:
+                close_old_connections()
+            pause = 1.0 if time.monotonic() - began > 30 else min(15.0, pause * 1.7)
+            self.stopping.wait(pause)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        channel = self._channel
+        if channel is not None:
+            channel.close()
+
+    def follow(self, job_ids: set[str]) -> None:
+        """Make these the jobs that are followed. Called from the main loop."""
+        with self._lock:
+            self._wanted = job_ids
+            if self._channel is not None:
+                with suppress(HostProblem):  # the reading side notices too, and connects again
+                    self._order_wanted(self._channel)
+
+    def _observe(self) -> None:
+        self.node.refresh_from_db()
+        with open_host(self.node) as host:
+            channel = host.open(python("python3", OBSERVER))
+            try:
+                self._note_found()
+                with self._lock:
+                    self._following = set()
+                    self._channel = channel
+                    self._order_wanted(channel)
+                for message, data in Frames(channel):
+                    self._file(channel, message, data)
+            finally:
+                self._channel = None
+                channel.close()
+
+    def _order_wanted(self, channel: Channel) -> None:
+        for job_id in self._wanted - self._following:
+            place = logs.place(Job(pk=uuid.UUID(job_id), node=self.node))
+            self._order(channel, {"follow": job_id, "dir": place, "at": streams.end(streams.log_key(job_id)) or 0})
+        for job_id in self._following - self._wanted:
+            self._order(channel, {"forget": job_id})
+        self._following = set(self._wanted)
+
+    def _order(self, channel: Channel, order: dict[str, Any]) -> None:
+        channel.write(json.dumps(order).encode() + b"\n")
+
+    def _file(self, channel: Channel, message: dict[str, Any], data: bytes) -> None:
+        if "log" in message:
+            self._file_log(channel, message["log"], message["at"], data)
+        elif "end" in message:
+            self._file_end(message)
+        else:
+            streams.add_sample(self.node.pk, message["sample"])
+
+    def _file_log(self, channel: Channel, job_id: str, at: int, data: bytes) -> None:
+        stands_at = streams.append(streams.log_key(job_id), at, data)
+        if stands_at == at + len(data):
+            return
+        # Another reader was there, or the stream was emptied: the stream says where to go on.
+        place = logs.place(Job(pk=uuid.UUID(job_id), node=self.node))
+        self._order(channel, {"follow": job_id, "dir": place, "at": stands_at})
+
+    def _file_end(self, message: dict[str, Any]) -> None:
+        job = Job.objects.get(pk=message["end"])
+        ended = {"exit_status": message["status"], "log_size": message["size"], "ended_at": timezone.now()}
+        with self._lock:
+            self._following.discard(message["end"])
+            self._wanted = self._wanted - {message["end"]}
+        if job.move(message["state"], **ended):
+            tasks.send(tasks.job_over, str(job.pk))
+
+    def _note_found(self) -> None:
+        self._lost_since = None
+        if self.node.state == NodeState.UNREACHABLE:
+            self.node.move(NodeState.READY if self.node.facts.environment.lock else NodeState.NEW)
+
+    def _note_lost(self, error: HostProblem) -> None:
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        grave = isinstance(error, HostKeyChanged) or now - self._lost_since > GLITCH_SECONDS
+        if grave and self.node.fresh().state != NodeState.UNREACHABLE:
+            self.node.move(NodeState.UNREACHABLE, str(error))
+
+
+class Watch:
+    """The main loop: leases, followed jobs, ticks."""
+
+    def __init__(self) -> None:
+        self.name = uuid.uuid4().hex
+        self.watchers: dict[int, Watcher] = {}
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Until `stop`. A database or Redis that is away is waited for."""
+        while not self.stopping.is_set():
+            try:
+                self.turn()
+                self._wait_for_poke()
+            except (RedisError, OSError) as error:
+                log.warning("watch waits: %s", error)
+                self.stopping.wait(1)
+            finally:
+                close_old_connections()
+        for watcher in self.watchers.values():
+            watcher.stop()
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def turn(self) -> None:
+        """One look at everything: who watches what, what is followed, what is unfinished."""
+        mine = {node.pk: node for node in Node.objects.exclude(host_key="", kind=Node.Kind.SSH) if self._lease(node)}
+        for gone in self.watchers.keys() - mine.keys():
+            self.watchers.pop(gone).stop()
+        wanted: dict[int, set[str]] = {pk: set() for pk in mine}
+        for job_id, node_id in Job.objects.filter(state__in=JOB_ACTIVE, node__in=mine).values_list("pk", "node_id"):
+            wanted[node_id].add(str(job_id))
+        for pk, node in mine.items():
+            self._watcher(node).follow(wanted[pk])
+        self._tick()
+
+    def _watcher(self, node: Node) -> Watcher:
+        watcher = self.watchers.get(node.pk)
+        if watcher is None or not watcher.is_alive():
+            watcher = self.watchers[node.pk] = Watcher(node)
+            watcher.start()
+        return watcher
+
+    def _lease(self, node: Node) -> bool:
+        """Take or renew the lease of a node; one watch process holds it at a time."""
+        key = f"watch:lease:{node.pk}"
+        if streams.client().set(key, self.name, nx=True, ex=LEASE_SECONDS):
+            return True
+        if streams.client().get(key) != self.name.encode():
+            return False
+        streams.client().expire(key, LEASE_SECONDS)
+        return True
+
+    def _tick(self) -> None:
+        if not streams.client().set("watch:tick", self.name, nx=True, px=900):
+            return  # another watch process does it this second
+        for run_id in Run.objects.exclude(state__in=FINISHED).values_list("pk", flat=True):
+            runs.queue(run_id)
+        for receiver, answer in signals.tick.send_robust(Watch):
+            if isinstance(answer, Exception):
+                log.error("%s failed on a tick", receiver, exc_info=answer)
+
+    def _wait_for_poke(self) -> None:
+        streams.client().blpop([_POKES], timeout=1)
+
+
