@@ -197,7 +197,7 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": os.environ.get("LOG_LEVEL") or "INFO"},
-    "loggers": {"paramiko": {"level": "WARNING"}, "httpx": {"level": "WARNING"}},
+    "loggers": {"paramiko": {"level": "CRITICAL"}, "httpx": {"level": "WARNING"}},
 }
 
 # --- Quarterdeck's own -----------------------------------------------------------------------------------------

@@ -115,12 +115,19 @@ def _transport(login: SshLogin) -> paramiko.Transport:
     try:
         sock = socket.create_connection((login.address, login.port), timeout=CONNECT_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        transport = paramiko.Transport(sock)
-        transport.banner_timeout = CONNECT_SECONDS
-        transport.set_keepalive(15)
-        transport.start_client(timeout=CONNECT_SECONDS * 2)
+        return _negotiated(paramiko.Transport(sock))
     except (OSError, UnicodeError, EOFError, paramiko.SSHException) as error:
         raise Unreachable(login.where, _why(error)) from error
+
+
+def _negotiated(transport: paramiko.Transport) -> paramiko.Transport:
+    transport.banner_timeout = CONNECT_SECONDS
+    transport.set_keepalive(15)
+    try:
+        transport.start_client(timeout=CONNECT_SECONDS * 2)
+    except BaseException:
+        transport.close()
+        raise
     return transport
 
 
