@@ -1,7 +1,7 @@
 """Facts: what commands and files on a node say, read by pure functions, and kept whatever is missing.
 
-A file in ``tests/facts`` is one captured output, the parser that reads it, and what it must find. A new GPU is
-a new file.
+A file in ``tests/facts`` is one captured output, the parser that reads it, and what it must find: a new GPU
+is a new file.
 """
 
 from __future__ import annotations
