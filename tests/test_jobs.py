@@ -1,0 +1,231 @@
+"""Jobs on a real machine: started once however often it is said, followed by byte, ended with a status or lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlplane.secrets import Secret
+from nodes.remote import job, ssh
+from nodes.remote.command import command, python, script
+from nodes.remote.host import Host
+from nodes.remote.local import LocalHost
+from nodes.watch import OBSERVER, Frames
+from tests.support import sshd as sshd_support
+
+
+@pytest.fixture(params=["local", pytest.param("ssh", marks=pytest.mark.sshd)])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
+    if request.param == "local":
+        yield LocalHost()
+        return
+    server = sshd_support.start(tmp_path / "sshd")
+    with ssh.connect(server.login(), server.host_key) as connected:
+        yield connected
+    server.stop()
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "jobs" / "one with a space"
+    yield folder
+    job.signal(LocalHost(), str(folder), "KILL")
+
+
+def ended(place: Path) -> Callable[[], bool]:
+    return (place / "exit").exists
+
+
+def runner(place: Path) -> int:
+    until((place / "pid").exists)
+    return int((place / "pid").read_text().split()[0])
+
+
+class Observer:
+    """The real observer program on a host, read in the background."""
+
+    def __init__(self, host: Host) -> None:
+        self.channel = host.open(python("python3", OBSERVER))
+        self.logs: dict[str, bytes] = {}
+        self.ends: dict[str, dict[str, Any]] = {}
+        self.samples: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def follow(self, name: str, place: Path, at: int = 0) -> None:
+        self.channel.write(json.dumps({"follow": name, "dir": str(place), "at": at}).encode() + b"\n")
+
+    def _read(self) -> None:
+        for message, data in Frames(self.channel):
+            if "log" in message:
+                so_far = self.logs.setdefault(message["log"], b"")
+                self.logs[message["log"]] = so_far + data
+            elif "end" in message:
+                self.ends[message["end"]] = message
+            else:
+                self.samples.append(message["sample"])
+
+    def close(self) -> None:
+        self.channel.close()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def observer(host: Host) -> Iterator[Observer]:
+    watching = Observer(host)
+    yield watching
+    watching.close()
+
+
+def test_a_job_leaves_its_log_and_its_status(host: Host, place: Path) -> None:
+    job.start(host, str(place), script("echo out; echo err >&2; exit 3"))
+    until(ended(place))
+    assert (place / "exit").read_text() == "3\n"
+    assert sorted((place / "log").read_text().split()) == ["err", "out"]
+
+
+def test_starting_it_again_and_again_runs_it_once(host: Host, place: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    told = script('echo ran >> "$1"', str(marks))
+    threads = [threading.Thread(target=job.start, args=[host, str(place), told]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(ended(place))
+    job.start(host, str(place), told)
+    assert marks.read_text() == "ran\n"
+
+
+def test_it_outlives_the_connection_that_started_it(place: Path, tmp_path: Path) -> None:
+    server = sshd_support.start(tmp_path / "sshd")
+    with ssh.connect(server.login(), server.host_key) as connected:
+        job.start(connected, str(place), script('until [ -e "$1" ]; do sleep 0.05; done; echo survived', str(tmp_path / "go")))
+    server.stop()
+    (tmp_path / "go").touch()
+    until(ended(place))
+    assert (place / "log").read_text() == "survived\n"
+
+
+def test_files_lie_beside_it_and_secrets_stand_in_no_argument_list(host: Host, place: Path) -> None:
+    told = script('cat "$QD_JOB/data"; printf " %s" "$KEY"; tr "\\0" " " < /proc/$$/cmdline', env={"KEY": Secret("s3cret")})
+    job.start(host, str(place), told.with_files({"data": b"content"}))
+    until(ended(place))
+    said = (place / "log").read_text()
+    assert said.startswith("content s3cret")
+    assert "s3cret" not in said.removeprefix("content s3cret")
+    assert (place / "data").stat().st_mode & 0o777 == 0o600
+    assert (place / "run").stat().st_mode & 0o777 == 0o600
+    assert "s3cret" not in job.shown(told)
+
+
+def test_stopping_reaches_children_that_left_the_session(host: Host, place: Path) -> None:
+    told = script("setsid sleep 300 & setsid sh -c 'trap \"\" TERM; sleep 300' & echo started; wait")
+    job.start(host, str(place), told)
+    until(lambda: (place / "log").exists() and (place / "log").read_text() == "started\n")
+    assert job.signal(host, str(place), "TERM") >= 3
+    until(ended(place))
+    job.signal(host, str(place), "KILL")
+    until(lambda: job.signal(host, str(place), "KILL") == 0)
+    assert (place / "exit").read_text().strip() != "0"
+
+
+def test_following_sends_every_byte_once_and_then_the_end(host: Host, place: Path, observer: Observer) -> None:
+    job.start(host, str(place), python("python3", "for i in range(200000): print(i)"))
+    observer.follow("a", place)
+    until(lambda: "a" in observer.ends)
+    written = (place / "log").read_bytes()
+    assert hashlib.sha256(observer.logs["a"]).digest() == hashlib.sha256(written).digest()
+    assert observer.ends["a"] == {"end": "a", "state": "exited", "status": 0, "size": len(written)}
+
+
+def test_following_goes_on_from_the_byte_that_is_named(host: Host, place: Path, observer: Observer) -> None:
+    job.start(host, str(place), command("printf", "%s", "0123456789"))
+    until(ended(place))
+    observer.follow("a", place, at=4)
+    until(lambda: "a" in observer.ends)
+    assert observer.logs["a"] == b"456789"
+
+
+def test_a_job_whose_processes_were_killed_is_lost_not_running(host: Host, place: Path, observer: Observer) -> None:
+    job.start(host, str(place), script("echo begun; sleep 300"))
+    observer.follow("a", place)
+    os.kill(runner(place), signal.SIGKILL)
+    until(lambda: "a" in observer.ends)
+    assert (observer.ends["a"]["state"], observer.ends["a"]["status"]) == ("lost", None)
+
+
+def test_a_job_of_an_earlier_boot_is_lost(host: Host, place: Path, observer: Observer) -> None:
+    place.mkdir(parents=True)
+    (place / "pid").write_text(f"{os.getpid()} 1 00000000-0000-0000-0000-000000000000\n")
+    observer.follow("a", place)
+    until(lambda: "a" in observer.ends)
+    assert observer.ends["a"]["state"] == "lost"
+
+
+def test_memory_and_cpu_are_sampled_once_a_second(host: Host, observer: Observer) -> None:
+    until(lambda: len(observer.samples) >= 3)
+    first, *_, last = observer.samples
+    used, total = last["mem"]
+    assert 0 < used < total
+    assert 0 <= last["cpu"] <= 100
+    assert 0.8 < (last["t"] - first["t"]) / (len(observer.samples) - 1) < 1.5
+
+
+def test_gpus_are_sampled_through_nvidia_smi(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = tmp_path / "bin" / "nvidia-smi"
+    stand_in.parent.mkdir()
+    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs once a second\n"
+                        "while :; do echo '0, 21100, 23028, 74, 63, 139.2'; echo '1, 0, 23028, [N/A], 40, 15.0'; sleep 1; done\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    watching = Observer(LocalHost())
+    until(lambda: watching.samples and len(watching.samples[-1]["gpus"]) == 2)
+    watching.close()
+    assert watching.samples[-1]["gpus"] == [
+        {"i": 0, "used": 21100.0, "total": 23028.0, "util": 74.0, "temp": 63.0, "power": 139.2},
+        {"i": 1, "used": 0.0, "total": 23028.0, "util": None, "temp": 40.0, "power": 15.0},
+    ]
+
+
+def test_the_observer_ends_with_its_connection(host: Host) -> None:
+    watching = Observer(host)
+    until(lambda: watching.samples)
+    watching.close()
+    marker = "Watches one node from inside"
+
+    def still_there() -> bool:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(marker.encode() in word for word in words) and b"sh" not in words[0]:
+                return True
+        return False
+
+    until(lambda: not still_there())
+
+
+def test_a_piece_of_the_log_is_read_by_offset(host: Host, place: Path) -> None:
+    job.start(host, str(place), command("printf", "%s", "0123456789"))
+    until(ended(place))
+    assert job.read_log(host, str(place), 3, 4) == b"3456"
+    assert job.read_log(host, str(place), 8, 100) == b"89"
+    assert job.read_log(host, str(place), 50, 100) == b""
