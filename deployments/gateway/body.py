@@ -1,0 +1,135 @@
+"""The request's body: read within bounds, its model found, rewritten only where metering needs it.
+
+The JSON is validated and searched by msgspec without building what it holds: an adversary's 20 MB of
+``[[[[`` or of a million small objects cost neither memory nor a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from django.utils.text import format_lazy
+from django.utils.translation import gettext_lazy as _
+
+from deployments.gateway.errors import ApiError
+
+LIMIT = 20 * 1024 * 1024  # bytes
+PATIENCE = 120.0  # seconds for the whole body to arrive
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_FORM_FIELD = rb'name="?%s"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n'
+_FORM_MODEL = re.compile(_FORM_FIELD % b"model")
+_FORM_STREAM = re.compile(_FORM_FIELD % b"stream")
+
+
+class HungUp(Exception):
+    """The client went away before its request was complete."""
+
+
+class _Options(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _Envelope(msgspec.Struct):
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _Options | None = None
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+_shallow = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the gateway needs to know of a body."""
+
+    model: str
+    stream: bool
+    wants_usage: bool  # the client asked for the usage event itself
+
+
+async def read(receive: Receive, declared: bytes | None) -> bytes:
+    """The whole body. Raises `ApiError` (413 above `LIMIT`, 408 when it takes too long) and `HungUp`.
+
+    ``declared`` is the content-length, so that what is announced too large is refused before it is sent.
+    """
+    if declared and int(declared) > LIMIT:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await _collect(receive)
+    except TimeoutError as error:
+        sentence = _("The request's body did not arrive in time. Send it again.")
+        raise ApiError(408, "request_timeout", sentence) from error
+
+
+async def _collect(receive: Receive) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HungUp
+        part = message.get("body", b"")
+        size += len(part)
+        if size > LIMIT:
+            raise _too_large()
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts) if len(parts) > 1 else part
+
+
+def _too_large() -> ApiError:
+    sentence = _("The request is larger than 20 MB. Send less at once, or images in a smaller size.")
+    return ApiError(413, "request_too_large", sentence)
+
+
+def understand(body: bytes, content_type: bytes) -> Ask:
+    """What a body asks for. Raises `ApiError` (400) for one that is not what the endpoint takes."""
+    if content_type.startswith(b"multipart/form-data"):
+        return _of_form(body)
+    try:
+        envelope = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _broken(error) from error
+    if not envelope.model:
+        raise _no_model()
+    options = envelope.stream_options
+    wants_usage = options is not None and bool(options.include_usage)
+    return Ask(envelope.model, bool(envelope.stream), wants_usage)
+
+
+def _of_form(body: bytes) -> Ask:
+    model = _FORM_MODEL.search(body)
+    if model is None:
+        raise _no_model()
+    stream = _FORM_STREAM.search(body)
+    wants_stream = stream is not None and stream[1].lower() in (b"true", b"1")
+    return Ask(model[1].decode("utf-8", "replace"), wants_stream, wants_usage=True)
+
+
+def _no_model() -> ApiError:
+    sentence = _("The request does not name a model. Give one in the field “model”.")
+    return ApiError(400, "missing_model", sentence, param="model")
+
+
+def _broken(error: Exception) -> ApiError:
+    plain = isinstance(error, msgspec.DecodeError)
+    detail = str(error) if plain else "it is nested too deeply or is not UTF-8"
+    sentence = _("The request's body is not the JSON that this endpoint takes: {detail}.")
+    return ApiError(400, "invalid_json", format_lazy(sentence, detail=detail))
+
+
+def with_usage(body: bytes) -> bytes:
+    """The body of a streamed completion, asking for the usage event; other values keep their bytes."""
+    fields = _shallow(body) or {}
+    options = _shallow(fields.get("stream_options", b"null")) or {}
+    options["include_usage"] = msgspec.Raw(b"true")
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    return msgspec.json.encode(fields)

@@ -1,0 +1,145 @@
+"""Keys of the gateway: made, revoked, and checked without a look into the database.
+
+A key is ``qd-`` and 40 characters, the last 6 a checksum of the others: nonsense is refused without a
+look-up. Only its SHA-256 is stored. A page's playground uses a session token instead: signed, valid for 12
+hours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import string
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import User
+from django.core import signing
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from deployments.gateway.errors import ApiError, Header, Text
+from deployments.gateway.routes import poke
+from deployments.models import ApiKey
+
+PREFIX = "qd-"
+SESSION_PREFIX = "qs-"
+SESSION_SECONDS = 12 * 3600
+_SALT = "quarterdeck.gateway.session"
+_ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: an API key of a user, or a user's page (``key_id`` is None)."""
+
+    user_id: int
+    key_id: int | None = None
+    expires_at: float = float("inf")  # Unix time
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The keys that may be used (SHA-256 in hex → caller) and the users who may sign in, as last read."""
+
+    callers: Mapping[str, Caller]
+    users: frozenset[int]
+
+
+def create(owner: User, name: str, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
+    """A new key of ``owner``: the row, and the key itself, which is not kept and can be shown only now."""
+    body = "".join(secrets.choice(_ALPHABET) for _ in range(34))
+    plain = PREFIX + body + _checksum(body)
+    key = ApiKey.objects.create(
+        name=name, owner=owner, prefix=plain[:8], digest=_digest(plain), expires_at=expires_at
+    )
+    poke()
+    return key, plain
+
+
+def revoke(key: ApiKey) -> None:
+    """End a key. Gateways stop taking it at once, or within seconds where Redis is away."""
+    ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now())
+    key.refresh_from_db(fields=["revoked_at"])
+    poke()
+
+
+def session_token(user: User) -> str:
+    """With this a page of ``user`` may call the gateway for 12 hours, while the user is active."""
+    return SESSION_PREFIX + signing.dumps(user.pk, salt=_SALT)
+
+
+def load() -> Keyring:
+    """All usable keys from the database."""
+    usable = ApiKey.objects.filter(revoked_at=None, owner__is_active=True)
+    callers = {
+        digest: Caller(owner, pk, expires.timestamp() if expires else float("inf"))
+        for digest, owner, pk, expires in usable.values_list("digest", "owner_id", "pk", "expires_at")
+    }
+    users = get_user_model().objects.filter(is_active=True).values_list("pk", flat=True)
+    return Keyring(callers, frozenset(users))
+
+
+def presented(headers: list[Header]) -> str:
+    """The key of a request: ``Authorization: Bearer`` or ``x-api-key``. Raises `ApiError` without one."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip().decode("latin-1")
+        if name == b"x-api-key":
+            return value.strip().decode("latin-1")
+    raise _refusal(
+        "missing_api_key",
+        _("No API key was given. Make one on the Keys page and send it as “Authorization: Bearer qd-…”."),
+    )
+
+
+def find(plain: str, keyring: Keyring, now: float) -> Caller | None:
+    """The caller with this key, None when it is not in the keyring. Raises `ApiError` when it has expired."""
+    session = plain.startswith(SESSION_PREFIX)
+    caller = _session(plain, keyring) if session else keyring.callers.get(_digest(plain))
+    if caller is not None and now >= caller.expires_at:
+        raise _refusal("expired_api_key", _("This API key has expired. Make a new one on the Keys page."))
+    return caller
+
+
+def _session(token: str, keyring: Keyring) -> Caller | None:
+    try:
+        user_id = int(signing.loads(token.removeprefix(SESSION_PREFIX), salt=_SALT, max_age=SESSION_SECONDS))
+    except signing.SignatureExpired as error:
+        raise _refusal("expired_session", _("This page was opened too long ago. Load it again.")) from error
+    except (signing.BadSignature, ValueError):
+        return None
+    return Caller(user_id) if user_id in keyring.users else None
+
+
+def plausible(plain: str) -> bool:
+    """Whether this can be a key that was made since the last look: its checksum is right."""
+    body, check = plain[len(PREFIX) : -6], plain[-6:]
+    return plain.startswith(PREFIX) and len(body) == 34 and check == _checksum(body)
+
+
+def wrong() -> ApiError:
+    return _refusal(
+        "invalid_api_key",
+        _("This API key is not known: it was mistyped or revoked. Make a new one on the Keys page."),
+    )
+
+
+def _refusal(code: str, message: Text) -> ApiError:
+    return ApiError(401, code, message, headers=[(b"www-authenticate", b"Bearer")])
+
+
+def _digest(plain: str) -> str:
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _checksum(body: str) -> str:
+    """Six characters from CRC-32, as in other makers' tokens: it tells a typing error from a key, no more."""
+    number, text = zlib.crc32(body.encode("utf-8", "replace")), ""
+    for _place in range(6):
+        number, digit = divmod(number, len(_ALPHABET))
+        text = _ALPHABET[digit] + text
+    return text

@@ -1,0 +1,92 @@
+"""An answer on its way back: bytes forwarded unparsed, events kept whole, the usage read at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_TAIL = 4096  # bytes kept of the end of an answer, where its usage is
+_HELD = 256 * 1024  # bytes of an unfinished event that are held back at most
+#: Unescaped quotes: inside a JSON string these bytes cannot occur.
+_NO_CHOICES = re.compile(rb'"choices": ?\[\]')
+_USAGE = re.compile(rb'"usage": ?(?=\{)')
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What an answer cost; ``estimated`` when it ended before the server said so."""
+
+    prompt: int
+    completion: int
+    estimated: bool = False
+
+
+class Relay:
+    """The bytes of one answer: `feed` gives what may be sent on, `tokens` what it cost.
+
+    A stream of events is passed on in whole events, so that an error can follow at any point. With
+    ``strip`` the usage event, which has no choices, is dropped: the client did not ask for it.
+    """
+
+    def __init__(self, events: bool, strip: bool) -> None:
+        self._events, self._strip = events, strip
+        self._held = b""
+        self._tail = b""
+        self._count = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be sent now. May be empty."""
+        if self._events:
+            data = self._whole(data)
+            self._count += data.count(b"data: {")
+        self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
+        if self._strip and b'"usage"' in data and _NO_CHOICES.search(data):
+            return _without_usage(data)
+        return data
+
+    def rest(self) -> bytes:
+        """What was held back, once the answer has ended."""
+        held, self._held = self._held, b""
+        return held
+
+    def _whole(self, data: bytes) -> bytes:
+        if self._held:
+            data, self._held = self._held + data, b""
+        if data.endswith(b"\n\n"):
+            return data
+        cut = data.rfind(b"\n\n") + 2
+        if cut < 2:
+            cut = 0 if len(data) <= _HELD else len(data)
+        self._held = data[cut:]
+        return data[:cut]
+
+    def tokens(self) -> Tokens:
+        """The usage that the server reported last, or the events that were seen."""
+        usage = _last_usage(self._tail)
+        if usage is None:
+            return Tokens(0, self._count, estimated=True)
+        prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+        completion = usage.get("completion_tokens", usage.get("output_tokens"))
+        return Tokens(_whole_number(prompt), _whole_number(completion))
+
+
+def _without_usage(data: bytes) -> bytes:
+    events = data.split(b"\n\n")
+    return b"\n\n".join(event for event in events if not (_USAGE.search(event) and _NO_CHOICES.search(event)))
+
+
+def _last_usage(tail: bytes) -> dict[str, Any] | None:
+    found = list(_USAGE.finditer(tail))
+    if not found:
+        return None
+    try:
+        usage, _ = json.JSONDecoder().raw_decode(tail[found[-1].end() :].decode("utf-8", "replace"))
+    except ValueError:
+        return None
+    return usage if isinstance(usage, dict) else None
+
+
+def _whole_number(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 2**40 else 0
