@@ -20,7 +20,7 @@ SOCKET_PATH_LIMIT = 107
 PORTS_OF_A_NODE = 400
 
 
-@register()
+@register("quarterdeck")
 def valkey_socket_fits(**_: Any) -> list[CheckMessage]:
     path = settings.REDIS_URL.removeprefix("unix://")
     if not settings.EMBEDDED_VALKEY or len(path.encode()) <= SOCKET_PATH_LIMIT:
@@ -29,7 +29,7 @@ def valkey_socket_fits(**_: Any) -> list[CheckMessage]:
     return [Error(f"The path {path} is too long for a Unix socket.", hint=hint, id="quarterdeck.E001")]
 
 
-@register()
+@register("quarterdeck")
 def redis_url_is_one(**_: Any) -> list[CheckMessage]:
     scheme = urlsplit(settings.REDIS_URL).scheme
     if scheme in ("redis", "rediss", "unix"):
@@ -38,7 +38,7 @@ def redis_url_is_one(**_: Any) -> list[CheckMessage]:
     return [Error(f"REDIS_URL begins with {scheme or 'nothing'}://.", hint=hint, id="quarterdeck.E002")]
 
 
-@register()
+@register("quarterdeck")
 def field_key_is_usable(**_: Any) -> list[CheckMessage]:
     try:
         Fernet(settings.FIELD_KEY)
@@ -48,7 +48,7 @@ def field_key_is_usable(**_: Any) -> list[CheckMessage]:
     return []
 
 
-@register()
+@register("quarterdeck")
 def node_ports_exist(**_: Any) -> list[CheckMessage]:
     last = 65536 - PORTS_OF_A_NODE
     if 1024 <= settings.PORT_BASE <= last:
