@@ -30,7 +30,7 @@ class Deployment(Lifecycle):
     DEMO = "demo"  # the value of ``model`` that means the small model from PyPI
 
     state = models.CharField(max_length=20, default=states.DeploymentState.DRAFT, db_index=True)
-    name = models.SlugField(max_length=63, unique=True)  # also the served model name
+    name = models.CharField(max_length=63, unique=True)  # also the served model name
     model = models.CharField(max_length=1024)  # an absolute path on the nodes, or DEMO
     cluster = models.ForeignKey(Cluster, on_delete=models.PROTECT, related_name="deployments")
     port = models.PositiveIntegerField()  # of the vLLM server on the head node

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import IntegrityError, connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import get_language, override
@@ -119,6 +120,26 @@ def start(story: str, about: str, stages: Stages, by: User | None, **options: An
     return run
 
 
+def cancel(run: Run, reason: str) -> None:
+    """Give a run up: nothing more of it begins, and what its steps have running is stopped (watch sees to that)."""
+    now = timezone.now()
+    for step in run.steps.exclude(state__in=FINISHED):
+        begun = step.state == RunState.RUNNING
+        step.move(RunState.FAILED if begun else RunState.SKIPPED, reason, finished_at=now)
+    run.move(RunState.RUNNING)
+    run.move(RunState.FAILED, reason, finished_at=now)
+
+
+def orphans() -> QuerySet[Job]:
+    """Jobs that still run although their step was given up; somebody should end them."""
+    return Job.objects.filter(state__in=JOB_ACTIVE, service=False, step__state=RunState.FAILED)
+
+
+def end_job(job: Job, how: Literal["TERM", "KILL"] = "KILL") -> int:
+    """Signal all processes of a job; returns how many there were. Raises `HostProblem`."""
+    return remote_job.signal(shared_host(job.node), logs.place(job), how)
+
+
 def queue(run_id: int) -> None:
     """Have a worker advance the run soon. A broker that is away only delays it: watch asks again."""
     from nodes.tasks import advance_run, send
@@ -165,8 +186,9 @@ def _settle(run: Run) -> None:
     if failed is not None:
         for step in run.steps.filter(state=RunState.WAITING):
             step.move(RunState.SKIPPED, _("not reached"), finished_at=now)
-    if run.move(RunState.FAILED if failed else RunState.DONE, reason, finished_at=now):
-        stories[run.story].settle(run, failed is None, reason)
+    with transaction.atomic():  # both or neither: a run that is over and a subject that does not know it would stay so
+        if run.move(RunState.FAILED if failed else RunState.DONE, reason, finished_at=now):
+            stories[run.story].settle(run, failed is None, reason)
 
 
 def _failure(step: Step) -> str:
@@ -208,6 +230,8 @@ def _work(step: Step) -> None:
 
 def _begin(step: Step) -> None:
     kind = step_kinds[step.kind]
+    if Job.objects.filter(node=step.node, name=kind.name, service=False, state__in=JOB_ACTIVE).exists():
+        return  # another run does the same on this node: two would trip over each other, and soon it is satisfied
     step.node.refresh_from_db()
     begun = kind.begin(step)
     now = timezone.now()

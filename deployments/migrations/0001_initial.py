@@ -43,7 +43,7 @@ class Migration(migrations.Migration):
                 ('state_since', models.DateTimeField(default=django.utils.timezone.now)),
                 ('reason', models.TextField(blank=True)),
                 ('state', models.CharField(db_index=True, default=deployments.states.DeploymentState['DRAFT'], max_length=20)),
-                ('name', models.SlugField(max_length=63, unique=True)),
+                ('name', models.CharField(max_length=63, unique=True)),
                 ('model', models.CharField(max_length=1024)),
                 ('port', models.PositiveIntegerField()),
                 ('options', models.JSONField(blank=True, default=dict)),

@@ -1,0 +1,47 @@
+"""Looking after deployments: what is wanted is compared with what is, when a job ends and once a second besides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import shared_task
+from django.db import transaction
+from django.dispatch import receiver
+from django.utils.translation import gettext as _
+
+from controlplane.problems import Problem
+from deployments import diagnosis
+from deployments.gateway import routes
+from deployments.models import Deployment
+from deployments.states import SERVING, DeploymentState
+from nodes import logs, runs, signals, tasks
+from nodes.models import Job
+from nodes.states import JOB_ACTIVE
+
+
+@receiver(signals.job_ended)
+def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
+    """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
+    for deployment in Deployment.objects.filter(server=job, state__in=SERVING):
+        found = diagnosis.match(logs.tail(job, 1 << 20))
+        why = f"{found.cause} {found.fix}" if found else runs.last_words(job)
+        if deployment.move(DeploymentState.FAILED, _("The model server ended: %(why)s") % {"why": why}):
+            transaction.on_commit(routes.poke)
+
+
+@receiver(signals.tick)
+def end_leftovers(sender: object, **_kwargs: Any) -> None:
+    """Model servers of deployments that failed or stopped, and jobs of runs that were given up, must not run on."""
+    at_rest = (DeploymentState.FAILED, DeploymentState.STOPPED)
+    leftovers = {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=at_rest), *runs.orphans()}
+    for job in leftovers:
+        tasks.send(end_job, str(job.pk))
+
+
+@shared_task
+def end_job(job_id: str) -> None:
+    """End all processes of a job that nobody wants any more."""
+    try:
+        runs.end_job(Job.objects.select_related("node").get(pk=job_id))
+    except Problem:
+        return  # the node is away; a tick asks again

@@ -1,0 +1,165 @@
+"""The life of a deployment, as stories: rolled out over its cluster in stages, stopped, deleted, and looked after.
+
+A rollout: environment → model → room → Ray → serve → verify with a real prompt → READY. Every step is skipped where the
+facts already satisfy it. What fails says where and why, and leaves no model server behind.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from controlplane.problems import Problem
+from deployments.gateway import routes
+from deployments.models import Deployment
+from deployments.states import SERVING, DeploymentState
+from nodes import registration, runs
+from nodes.models import Cluster, Node, Run
+from nodes.recipes.ray import port_plan
+from nodes.runs import Stages, Story
+from nodes.states import FINISHED, NodeState
+
+DEMO_NAME = "smollm2"
+#: vLLM's ports on a node, counted from where Ray's port plan ends.
+_SERVER_PORTS = 60
+
+
+def create(
+    name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
+) -> Deployment:
+    """A new deployment in state draft, on the one-node cluster of ``node``. Raises `Problem` for a name or port taken."""
+    cluster = _cluster_of(node)
+    if Deployment.objects.filter(name=name).exists():
+        raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
+    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
+    if port in taken:
+        raise Problem(
+            _("Port %(port)d on %(node)s belongs to the deployment %(name)s.")
+            % {"port": port, "node": node.name, "name": taken[port]},
+            _("Choose another port, or leave the field empty."),
+        )
+    return Deployment.objects.create(
+        name=name, model=model, cluster=cluster, port=port or _free_port(set(taken)), options=options, created_by=by
+    )
+
+
+def _free_port(taken: set[int]) -> int:
+    first = port_plan(settings.PORT_BASE).end
+    return next(port for port in range(first, first + _SERVER_PORTS) if port not in taken)
+
+
+@transaction.atomic
+def _cluster_of(node: Node) -> Cluster:
+    """The cluster the node is in; a cluster of its own is made where there is none."""
+    if node.cluster is None:
+        node.cluster, _made = Cluster.objects.get_or_create(
+            name=node.name, defaults={"head": node, "ray_token": secrets.token_hex(32)}
+        )
+        node.save(update_fields=["cluster"])
+    return node.cluster
+
+
+def start(deployment: Deployment, by: User | None) -> Run:
+    """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
+    with transaction.atomic():
+        if not deployment.move(DeploymentState.ROLLING_OUT, server=None, phase="", percent=0, measured={}):
+            raise Problem(
+                _("%(name)s is %(state)s and cannot be started now.")
+                % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},
+                _("Wait until it is stopped or ready."),
+            )
+        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment), by)
+    transaction.on_commit(routes.poke)
+    return run
+
+
+def _rollout_stages(deployment: Deployment) -> Stages:
+    head = deployment.cluster.head
+    stages = registration.prepare_stages(head)
+    return [*stages, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
+
+
+def stop(deployment: Deployment, by: User | None) -> Run:
+    """Stop the model server, and Ray if nothing else uses it. A rollout under way is given up."""
+    with transaction.atomic():
+        for run in Run.objects.filter(about=deployment.subject).exclude(state__in=FINISHED):
+            runs.cancel(run, _("stopped on request"))
+        if not deployment.move(DeploymentState.STOPPING):
+            raise Problem(
+                _("%(name)s is not running.") % {"name": deployment.name}, _("There is nothing to stop."))
+        head = deployment.cluster.head
+        run = runs.start("stop", deployment.subject, [[("stop-server", head)], [("stop-ray", head)]], by)
+    transaction.on_commit(routes.poke)
+    return run
+
+
+def delete(deployment: Deployment, by: User | None) -> None:
+    """Forget a deployment that is not running. Raises `Problem` while it is."""
+    if deployment.fresh().state not in (DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED):
+        raise Problem(_("%(name)s is still running.") % {"name": deployment.name}, _("Stop it first."))
+    cluster = deployment.cluster
+    deployment.delete()
+    if not cluster.deployments.exists() and cluster.nodes.count() <= 1:
+        cluster.delete()
+    routes.poke()
+
+
+def try_demo(by: User | None) -> Deployment:
+    """One click: this machine becomes a node, is prepared, and serves the demo model. Again is the same as once."""
+    node = registration.register_local(by)
+    found = Deployment.objects.filter(name=DEMO_NAME).first()
+    deployment = found or create(DEMO_NAME, Deployment.DEMO, node, None, {}, by)
+    if deployment.state not in (*SERVING, DeploymentState.ROLLING_OUT):
+        start(deployment, by)
+    return deployment
+
+
+def shutdown_demo(timeout: float) -> None:
+    """Stop the demo's model server and Ray and wait for it; worker and watch must be up.
+
+    Raises `Problem` when they have not ended after ``timeout`` seconds.
+    """
+    deployment = Deployment.objects.filter(name=DEMO_NAME).first()
+    if deployment is None or deployment.state in (DeploymentState.STOPPED, DeploymentState.DRAFT):
+        return
+    if deployment.state != DeploymentState.STOPPING:
+        stop(deployment, None)
+    deadline = time.monotonic() + timeout
+    while deployment.fresh().state != DeploymentState.STOPPED:
+        if time.monotonic() > deadline:
+            raise Problem(
+                _("The demo's model server did not end within %(seconds)d s.") % {"seconds": timeout},
+                _("Start Quarterdeck again and stop it on its page, or end its processes by hand."),
+            )
+        time.sleep(0.2)
+
+
+def _rolled_out(run: Run, ok: bool, reason: str) -> None:
+    deployment = _about(run)
+    if ok:
+        deployment.move(DeploymentState.READY, percent=100)
+        for node in deployment.cluster.nodes.all():
+            node.move(NodeState.READY)
+    else:
+        deployment.move(DeploymentState.FAILED, reason)
+    transaction.on_commit(routes.poke)
+
+
+def _stopped(run: Run, ok: bool, reason: str) -> None:
+    _about(run).move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
+    transaction.on_commit(routes.poke)
+
+
+def _about(run: Run) -> Deployment:
+    return Deployment.objects.get(pk=run.about.partition(":")[2])
+
+
+runs.register_story(Story("rollout", gettext_lazy("Roll out"), _rolled_out))
+runs.register_story(Story("stop", gettext_lazy("Stop"), _stopped))

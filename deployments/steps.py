@@ -1,0 +1,226 @@
+"""What the steps of a rollout and of a stop do on a node. Thin: recipes and commands are pure, the engine is `nodes.runs`."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any
+
+import httpx
+from django.conf import settings
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from controlplane import streams
+from controlplane.problems import Problem
+from deployments import commands, diagnosis
+from deployments.models import Deployment
+from deployments.phases import PHASES, PhaseReader
+from deployments.states import DeploymentState
+from nodes import logs, registration, runs
+from nodes.models import Job, Node, Step
+from nodes.recipes import Satisfied, models, ray
+from nodes.remote.command import Command
+from nodes.runs import Done, StepKind, Waiting
+from nodes.states import JOB_ACTIVE
+
+#: After this long a server that was asked to end is killed.
+GRACE = timedelta(seconds=20)
+#: How long Ray may take to answer before its start has failed.
+RAY_PATIENCE = timedelta(seconds=90)
+_PROMPT = "The capital of France is"
+
+
+def deployment_of(step: Step) -> Deployment:
+    """The deployment that the step's run is about."""
+    return Deployment.objects.select_related("cluster__head", "server").get(pk=step.run.about.partition(":")[2])
+
+
+def inner_address(node: Node) -> str:
+    """The node's own address that the others, and the control plane, reach it by; servers bind to it.
+
+    Where the node does not have the address it is reached by (NAT), all of its addresses: "0.0.0.0".
+    """
+    known = {address.split("/")[0] for address in node.facts.addresses} | {"127.0.0.1", "::1"}
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(node.address, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        found = set()
+    return str(next(iter(sorted(found & known)), "0.0.0.0"))  # noqa: S104
+
+
+# --- model, room, Ray --------------------------------------------------------------------------------------------
+
+
+def _model(step: Step) -> Command | Satisfied:
+    deployment = deployment_of(step)
+    facts, site = step.node.facts, registration.site(step.node)
+    if deployment.model == Deployment.DEMO:
+        return models.demo_model(facts, site)
+    return models.model_present(deployment.model)(facts, site)
+
+
+def _room(step: Step) -> Done:
+    deployment = deployment_of(step)
+    facts = registration.gather(step.node)
+    if deployment.port in facts.listening:
+        raise Problem(
+            _("Port %(port)d on %(node)s is in use by another program.")
+            % {"port": deployment.port, "node": step.node.name},
+            _("Give the deployment another port, or end what uses this one: ss -ltnp shows it."),
+        )
+    plan = ray.port_plan(settings.PORT_BASE)
+    busy = sorted(set(plan.fixed) & set(facts.listening))
+    if busy and not _ray_runs(step.node):
+        raise Problem(
+            _("Port %(port)d on %(node)s, which Ray needs, is in use by another program.")
+            % {"port": busy[0], "node": step.node.name},
+            _("End what uses it (ss -ltnp shows it), or move all of Ray's ports with PORT_BASE."),
+        )
+    return Done(_("%(free).1f GiB of memory available") % {"free": facts.memory_available / 2**30})
+
+
+def _ray_runs(node: Node) -> bool:
+    return node.ray is not None and node.ray.state in JOB_ACTIVE
+
+
+def _ray(step: Step) -> Command | Satisfied:
+    if _ray_runs(step.node) and step.node.ray != step.job:
+        return Satisfied(_("running already"))
+    cluster = deployment_of(step).cluster
+    return ray.start_head(
+        step.node.facts, registration.site(step.node), ray.port_plan(settings.PORT_BASE),
+        inner_address(step.node), cluster.ray_token)
+
+
+def _attach_ray(step: Step, job: Job) -> None:
+    Node.objects.filter(pk=step.node_id).update(ray=job)
+
+
+def _ray_probe(step: Step) -> Done | Waiting:
+    plan, cluster = ray.port_plan(settings.PORT_BASE), deployment_of(step).cluster
+    status = ray.status(registration.site(step.node), plan, inner_address(step.node), cluster.ray_token)
+    result = registration.shared_host(step.node).run(status, timeout=20)
+    if result.status == 0:
+        return Done(result.last_words())
+    if step.started_at and timezone.now() - step.started_at > RAY_PATIENCE:
+        raise Problem(
+            _("Ray did not answer within %(seconds)d s.") % {"seconds": RAY_PATIENCE.seconds},
+            _("Its log says more. Leftovers of an earlier Ray on this server are the usual reason."))
+    return Waiting(_("waiting for Ray to answer"))
+
+
+# --- serve -------------------------------------------------------------------------------------------------------
+
+
+def _serve(step: Step) -> Command:
+    deployment, node = deployment_of(step), step.node
+    site = registration.site(node)
+    model = models.demo_path(site) if deployment.model == Deployment.DEMO else deployment.model
+    return commands.serve(
+        site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),
+        ray_token=deployment.cluster.ray_token, name=deployment.name, model=model, port=deployment.port,
+        api_key=deployment.api_key, options=deployment.options)
+
+
+def _attach_server(step: Step, job: Job) -> None:
+    Deployment.objects.filter(pk=deployment_of(step).pk).update(server=job)
+
+
+def _serve_probe(step: Step) -> Done | Waiting:
+    """Read the start's phase from the log; over once the server lists the model."""
+    deployment = deployment_of(step)
+    assert step.job is not None
+    reader = PhaseReader()
+    for chunk in streams.read(streams.log_key(step.job.pk), 0):
+        reader.feed(chunk.data)
+    progress = reader.progress
+    changed = Deployment.objects.filter(pk=deployment.pk).exclude(phase=progress.phase, percent=progress.percent)
+    if changed.update(phase=progress.phase, percent=progress.percent, measured=dict(progress.measured)):
+        deployment.poke()
+    if _answers(deployment):
+        return Done(_("answers on %(url)s") % {"url": deployment.upstream})
+    return Waiting(str(PHASES.get(progress.phase, PHASES["starting"])))
+
+
+def _answers(deployment: Deployment) -> bool:
+    try:
+        answer = _ask(deployment, "GET", "/v1/models", timeout=3)
+    except httpx.TransportError:
+        return False
+    return answer.status_code == 200 and deployment.name in {card["id"] for card in answer.json()["data"]}
+
+
+def _ask(deployment: Deployment, method: str, path: str, timeout: float, json: Any = None) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {deployment.api_key.reveal()}"}
+    with httpx.Client(base_url=deployment.upstream, timeout=timeout, trust_env=False) as client:
+        return client.request(method, path, headers=headers, json=json)
+
+
+def _explain(step: Step) -> str:
+    assert step.job is not None
+    found = diagnosis.match(logs.tail(step.job, 1 << 20))
+    return f"{found.cause} {found.fix}" if found else runs.last_words(step.job)
+
+
+def _verify(step: Step) -> Done:
+    """One real prompt: /health and /v1/models answer before it is known that the model can generate."""
+    deployment = deployment_of(step)
+    prompt = {"model": deployment.name, "prompt": _PROMPT, "max_tokens": 8, "temperature": 0}
+    try:
+        answer = _ask(deployment, "POST", "/v1/completions", timeout=60, json=prompt)
+    except httpx.TransportError as error:
+        raise Problem(
+            _("The server started but did not answer a prompt: %(error)s.") % {"error": error or type(error).__name__},
+            _("Its log says what happened to the engine."),
+        ) from error
+    if answer.status_code != 200:
+        raise Problem(
+            _("The server started but refused a prompt with status %(status)d: %(text)s")
+            % {"status": answer.status_code, "text": answer.text[:300]},
+            _("Its log says more."),
+        )
+    return Done(_("answered a prompt in %(seconds).1f s") % {"seconds": answer.elapsed.total_seconds()})
+
+
+# --- stop --------------------------------------------------------------------------------------------------------
+
+
+def _end(job: Job | None) -> Satisfied | Waiting:
+    if job is None or job.state not in JOB_ACTIVE:
+        return Satisfied(_("not running"))
+    runs.end_job(job, "TERM")
+    return Waiting(_("asked it to end"))
+
+
+def _ended(step: Step, job: Job | None) -> Done | Waiting:
+    """Over when no process is left. TERM alone is not enough: a vLLM that is starting can ignore it for ever."""
+    if job is None:
+        return Done()
+    late = step.started_at is not None and timezone.now() - step.started_at > GRACE
+    runner_is_gone = job.fresh().state not in JOB_ACTIVE
+    if (late or runner_is_gone) and runs.end_job(job, "KILL") == 0 and runner_is_gone:
+        return Done(_("no process is left"))
+    return Waiting(_("waiting for its processes to end"))
+
+
+def _stop_ray(step: Step) -> Satisfied | Waiting:
+    deployment = deployment_of(step)
+    alive = (DeploymentState.ROLLING_OUT, DeploymentState.READY, DeploymentState.DEGRADED)
+    other = deployment.cluster.deployments.filter(state__in=alive).exclude(pk=deployment.pk).first()
+    if other is not None:
+        return Satisfied(_("still used by %(name)s") % {"name": other.name})
+    return _end(step.node.ray)
+
+
+runs.register(
+    StepKind("model", gettext_lazy("Model"), _model),
+    StepKind("room", gettext_lazy("Ports and memory"), _room),
+    StepKind("ray", gettext_lazy("Ray"), _ray, _ray_probe, service=True, attach=_attach_ray),
+    StepKind("serve", gettext_lazy("vLLM server"), _serve, _serve_probe, True, _explain, _attach_server),
+    StepKind("verify", gettext_lazy("A real prompt"), _verify),
+    StepKind("stop-server", gettext_lazy("Stop the model server"), lambda step: _end(deployment_of(step).server),
+             lambda step: _ended(step, deployment_of(step).server)),
+    StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, lambda step: _ended(step, step.node.ray)),
+)
