@@ -1,0 +1,26 @@
+"""Every address of the pages; the gateway's ``/v1`` is dispatched before Django, in `controlplane.asgi`."""
+
+from __future__ import annotations
+
+from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.views import LogoutView
+from django.urls import include, path
+
+from controlplane import views
+from deployments.key_views import key_revoke, keys
+from deployments.overview import overview, try_demo
+from nodes.views import job_log
+
+urlpatterns = [
+    path("", overview, name="overview"),
+    path("try-demo/", try_demo, name="try-demo"),
+    path("sign-in/", views.SignIn.as_view(), name="sign-in"),
+    path("sign-out/", login_not_required(LogoutView.as_view()), name="sign-out"),
+    path("language/", views.language, name="language"),
+    path("nodes/", include("nodes.urls")),
+    path("deployments/", include("deployments.urls")),
+    path("playground/", include("deployments.playground.urls")),
+    path("keys/", keys, name="keys"),
+    path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),
+    path("jobs/<uuid:job_id>/log", job_log, name="job-log"),
+]

@@ -1,0 +1,114 @@
+"""Pages of deployments: list, new, detail, and start, stop, delete. They call the stories, never a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from controlplane.problems import Problem
+from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
+from controlplane.views import go
+from deployments import rollout
+from deployments.forms import DeploymentForm
+from deployments.models import Deployment
+from deployments.states import SERVING, DeploymentState
+from nodes.models import Node, Run
+from nodes.pages import sources, stories
+
+#: From these states a deployment can be started, and only then deleted.
+AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
+
+
+def _all() -> list[Deployment]:
+    return list(Deployment.objects.select_related("cluster__head"))
+
+
+@require_safe
+def deployments(request: HttpRequest) -> HttpResponse:
+    page = {"deployments": _all(), "nodes": Node.objects.exists()}
+    return render(request, "deployments/list.html", page)
+
+
+@require_http_methods(["GET", "POST"])
+@role_required(OPERATOR)
+def new(request: SignedIn) -> HttpResponse:
+    wanted = Node.objects.filter(name=request.GET.get("node")).first()
+    form = DeploymentForm(request.POST or None, initial={"node": wanted})
+    if request.method == "POST" and form.is_valid():
+        try:
+            return redirect(_create(request, form))
+        except Problem as problem:
+            form.problem = problem
+    page = {"form": form, "nodes": form.fields["node"].queryset}  # type: ignore[attr-defined]
+    return render(request, "deployments/new.html", page, status=409 if form.is_bound else 200)
+
+
+def _create(request: SignedIn, form: DeploymentForm) -> Deployment:
+    data = form.cleaned_data
+    made = rollout.create(data["name"], form.model, data["node"], data["port"], form.options, request.user)
+    if "start" in request.POST:
+        try:
+            rollout.start(made, request.user)
+        except Problem as problem:  # the deployment exists: its own page is the place to go on from
+            messages.warning(request, str(problem))
+    return made
+
+
+@require_safe
+def deployment(request: HttpRequest, name: str) -> HttpResponse:
+    found = get_object_or_404(Deployment.objects.select_related("cluster__head", "server__node"), name=name)
+    told = stories(Run.objects.filter(about=found.subject))
+    page = {
+        "deployment": found,
+        "node": found.cluster.head,
+        "stories": told,
+        "latest": told[0] if told else None,
+        "sources": sources(told, found.server),
+        "serving": found.state in SERVING,
+        "at_rest": found.state in AT_REST,
+        "measured": measured(found.measured),
+        "options": sorted(found.options.items()),
+        "base_url": request.build_absolute_uri("/v1"),
+        "source": _("demo model SmolLM2-135M-Instruct") if found.model == Deployment.DEMO else found.model,
+    }
+    return render(request, "deployments/detail.html", page)
+
+
+def measured(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the model server said of itself while it started, with labels and units."""
+    labels = {
+        "weights_gib": (_("Weights"), "%.2f GiB"),
+        "kv_gib": (_("KV cache"), "%.2f GiB"),
+        "kv_tokens": (_("KV cache holds"), _("%d tokens")),
+        "max_concurrency": (_("Full-length requests at once"), "%.1f"),
+    }
+    return [(label, unit % values[name]) for name, (label, unit) in labels.items() if name in values]
+
+
+@require_POST
+@role_required(OPERATOR)
+def start(request: SignedIn, name: str) -> HttpResponse:
+    found = get_object_or_404(Deployment, name=name)
+    rollout.start(found, request.user)
+    return go(request, found)
+
+
+@require_POST
+@role_required(OPERATOR)
+def stop(request: SignedIn, name: str) -> HttpResponse:
+    found = get_object_or_404(Deployment, name=name)
+    rollout.stop(found, request.user)
+    return go(request, found)
+
+
+@require_POST
+@role_required(ADMIN)
+def delete(request: SignedIn, name: str) -> HttpResponse:
+    rollout.delete(get_object_or_404(Deployment, name=name), request.user)
+    messages.success(request, _("%(name)s is deleted.") % {"name": name})
+    return go(request, "deployments")

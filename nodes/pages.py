@@ -1,0 +1,149 @@
+"""What pages show of runs, jobs and facts: titles, lines, sources of logs. Reads only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from django.apps import apps
+from django.db.models import QuerySet
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from controlplane.lifecycle import Lifecycle
+from controlplane.templatetags.deck import gib
+from nodes import runs
+from nodes.facts import Facts
+from nodes.models import Job, Node, Run, Step
+
+Text = str | Promise
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A step with the title people read."""
+
+    step: Step
+    title: Text
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run as a page tells it: title and lines."""
+
+    run: Run
+    title: Text
+    lines: Sequence[StepLine]
+    about: Lifecycle | None  # what it is about; None when that is gone
+
+    @property
+    def several_nodes(self) -> bool:
+        return len({line.step.node_id for line in self.lines}) > 1
+
+
+def stories(found: QuerySet[Run], limit: int = 10) -> list[Story]:
+    """The newest runs of a query, told; the number of queries does not grow with theirs."""
+    newest = list(found.select_related("created_by").prefetch_related("steps__node", "steps__job")[:limit])
+    about = subjects({run.about for run in newest})
+    return [_tell(run, about.get(run.about)) for run in newest]
+
+
+def _tell(run: Run, about: Lifecycle | None) -> Story:
+    lines = [StepLine(step, runs.step_title(step.kind)) for step in run.steps.all()]
+    return Story(run, runs.run_title(run), lines, about)
+
+
+def subjects(names: Iterable[str]) -> dict[str, Lifecycle]:
+    """The rows that subjects ("node:3", "deployment:1") name, as far as they exist; one query a kind."""
+    split = [name.split(":") for name in names]
+    found: dict[str, Lifecycle] = {}
+    for model in apps.get_models():
+        keys = [key for kind, key in split if kind == model._meta.model_name]
+        if keys and issubclass(model, Lifecycle):
+            found.update({row.subject: row for row in model._default_manager.filter(pk__in=keys)})
+    return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """A log that a viewer can show."""
+
+    job: Job
+    title: Text
+
+
+def sources(told: Iterable[Story], server: Job | None = None) -> list[Source]:
+    """The logs of these runs, the one to look at first in front: what runs now, what failed, the newest."""
+    found = {
+        line.step.job.pk: Source(line.step.job, f"{line.title} · {line.step.node} · #{story.run.pk}")
+        for story in told
+        for line in reversed(story.lines)
+        if line.step.job is not None
+    }
+    if server is not None:
+        found.setdefault(server.pk, Source(server, f"{server.name} · {server.node}"))
+    return sorted(found.values(), key=_interest)
+
+
+def _interest(source: Source) -> tuple[int, float]:
+    job = source.job
+    busy = job.state in ("starting", "running")
+    bad = bool(job.exit_status) or job.state == "lost"
+    order = 0 if busy and not job.service else 1 if bad else 2 if busy else 3
+    return order, -job.created_at.timestamp()
+
+
+def fingerprint(key_line: str) -> str:
+    """The SHA256 fingerprint of a public key line ("ssh-ed25519 AAAA…"), as ``ssh-keygen -l`` prints it."""
+    try:
+        raw = base64.b64decode(key_line.split()[1], validate=True)
+    except (IndexError, binascii.Error):
+        return ""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(raw).digest()).decode().rstrip("=")
+
+
+def key_file(key_line: str) -> str:
+    """Where OpenSSH keeps the public half of a host key of this type, below /etc/ssh."""
+    kinds = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}
+    return f"ssh_host_{kinds.get(key_line.split(' ')[0], 'ecdsa')}_key.pub"
+
+
+def fact_rows(node: Node) -> list[tuple[Text, str]]:
+    """Label and value of everything known about a node, in reading order; what is not known is left out."""
+    facts = node.facts
+    rows: list[tuple[Text, str]] = [
+        (_("Operating system"), ", ".join(filter(None, [facts.os, facts.kernel]))),
+        (_("CPU"), _cpu(facts)),
+        (_("Memory"), _of(facts.memory_available, facts.memory_total)),
+        ("/dev/shm", f"{gib(facts.shm_total)} GiB" if facts.shm_total else ""),  # noqa: S108  (shown, not used)
+        (_("Disk"), _of(facts.disk_free, facts.disk_total)),
+        *[(f"GPU {gpu.index}", f"{gpu.name}, {gib(gpu.memory_total_mib << 20)} GiB") for gpu in facts.gpus],
+        (_("Driver"), facts.gpus[0].driver if facts.gpus else ""),
+        ("Python", facts.python),
+        (_("Environment"), _environment(facts)),
+        (_("Models"), ", ".join(facts.models)),
+        (_("Directory"), node.root_dir if facts.home or node.root else ""),
+    ]
+    return [(label, value) for label, value in rows if value]
+
+
+def _cpu(facts: Facts) -> str:
+    wide = "AVX-512" if any(f.startswith("avx512") for f in facts.cpu_flags) else ""
+    narrow = "AVX2" if "avx2" in facts.cpu_flags else ""
+    cores = f"{facts.cpus} × {facts.cpu_model}" if facts.cpus else ""
+    return ", ".join(filter(None, [cores, wide or narrow]))
+
+
+def _of(free: int, total: int) -> str:
+    return str(_("%(total)s GiB, %(free)s free") % {"total": gib(total), "free": gib(free)}) if total else ""
+
+
+def _environment(facts: Facts) -> str:
+    packages = facts.environment.packages
+    known = (("vllm", "vLLM"), ("ray", "Ray"))
+    named = [f"{label} {packages[name]}" for name, label in known if name in packages]
+    python = [f"Python {facts.environment.python}"] if facts.environment.python else []
+    return ", ".join(python + named)

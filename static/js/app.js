@@ -1,0 +1,3 @@
+// What every page of a signed-in user loads.
+import "./ui.js";
+import "./live.js";
