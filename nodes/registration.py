@@ -227,7 +227,7 @@ def site(node: Node) -> Site:
 
 def gather(node: Node) -> Facts:
     """Ask the node what it is, and remember it. Raises `HostProblem`."""
-    answer = ask(shared_host(node), python("python3", PROBE, node.root), timeout=20)
+    answer = ask(shared_host(node), python("python3", PROBE, node.root or "~/.quarterdeck"), timeout=20)
     node.facts_json = json.loads(answer.text)
     node.facts_at = timezone.now()
     node.save(update_fields=["facts_json", "facts_at"])

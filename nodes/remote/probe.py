@@ -150,11 +150,14 @@ def parse_packages(names: Iterable[str]) -> dict[str, str]:
 
 
 def choose_python(candidates: Iterable[Fact]) -> Fact:
-    """The best interpreter: one that vLLM supports, then one that can make environments, then the newest."""
+    """The best interpreter: one that vLLM supports, then one that can make environments, then the first found.
 
-    def rank(candidate: Fact) -> tuple[bool, bool, list[int]]:
-        version = [int(part) for part in candidate["python"].split(".")]
-        return OLDEST <= tuple(version[:2]) <= NEWEST, candidate["python_has_venv"], version
+    The first is the one that ``python3`` means on the node: what its owner chose beats what is merely newer.
+    """
+
+    def rank(candidate: Fact) -> tuple[bool, bool]:
+        version = tuple(int(part) for part in candidate["python"].split("."))
+        return OLDEST <= version[:2] <= NEWEST, candidate["python_has_venv"]
 
     return max(candidates, key=rank, default={})
 
