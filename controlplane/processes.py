@@ -46,11 +46,17 @@ class Keeper(threading.Thread):
         self.program = program
         self.restarts = 0
         self._ended = ended
-        self._stopping = threading.Event()
+        self._stopping, self._over = threading.Event(), threading.Event()
         self._lock = threading.Lock()  # held while a process begins, and while one is reaped or signalled
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> None:
+        try:
+            self._keep()
+        finally:
+            self._over.set()
+
+    def _keep(self) -> None:
         delay = FIRST_DELAY
         while (process := self._launch()) is not None:
             began = time.monotonic()
@@ -101,10 +107,10 @@ class Keeper(threading.Thread):
 
     def finish(self, deadline: float) -> None:
         """Wait until the process is gone; at ``deadline`` (monotonic) its process group is killed."""
-        self.join(max(0.0, deadline - time.monotonic()))
-        if self.is_alive():
+        # Not join(): interrupted, it takes a thread of Python 3.11 that still runs for ended.
+        if not self._over.wait(max(0.0, deadline - time.monotonic())):
             self.signal(signal.SIGKILL, group=True)
-        self.join()
+            self._over.wait()
 
 
 class Supervisor:
@@ -122,16 +128,17 @@ class Supervisor:
         return keeper
 
     def stop(self) -> None:
-        began = time.monotonic()
-        try:
-            for keeper in self.keepers.values():
-                keeper.ask_to_stop()
-            for keeper in self.keepers.values():
-                keeper.finish(began + keeper.program.grace)
-        except KeyboardInterrupt:
-            for keeper in self.keepers.values():
-                keeper.ask_to_stop()
-                keeper.finish(began)
+        """Ask all to stop and wait for each as long as its grace; after an interrupt no longer."""
+        began, patience = time.monotonic(), 1
+        while True:
+            try:
+                for keeper in self.keepers.values():
+                    keeper.ask_to_stop()
+                for keeper in self.keepers.values():
+                    keeper.finish(began + patience * keeper.program.grace)
+                return
+            except KeyboardInterrupt:
+                patience = 0
 
     def __enter__(self) -> Self:
         return self

@@ -85,10 +85,9 @@ class _Story:
             time.sleep(_PAUSE)
 
     def _runs(self) -> list[Run]:
-        """Those of the deployment and its node that are new or still go on."""
-        subjects = [self.deployment.subject, self.deployment.cluster.head.subject]
+        """Those of the deployment that are new or still go on."""
         current = Q(created_at__gte=self.since) | ~Q(state__in=FINISHED)
-        return list(Run.objects.filter(current, about__in=subjects).order_by("pk"))
+        return list(Run.objects.filter(current, about=self.deployment.subject).order_by("pk"))
 
     def _tell(self, step: Step) -> None:
         if step.pk in self._told or step.state == RunState.WAITING:
