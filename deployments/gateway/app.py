@@ -143,7 +143,7 @@ class Gateway:
     async def _find(self, model: str, view: directory.View) -> routes.Route:
         route = view.routes.get(model)
         if route is None or not route.serves:  # perhaps it became ready a moment ago
-            view = await self._directory.newer(asyncio.get_running_loop().time() - directory.BETWEEN)
+            view = await self._directory.newer(asyncio.get_running_loop().time())
         return routes.find(view.routes, model)
 
     async def _forward(self, call: Call, route: routes.Route) -> None:

@@ -67,7 +67,8 @@ async def read(receive: Receive, declared: bytes | None) -> bytes:
             return await _collect(receive)
     except TimeoutError as error:
         sentence = _("The request's body did not arrive in time. Send it again.")
-        raise ApiError(408, "request_timeout", sentence) from error
+        close = [(b"connection", b"close")]  # nobody waits for the rest
+        raise ApiError(408, "request_timeout", sentence, headers=close) from error
 
 
 async def _collect(receive: Receive) -> bytes:

@@ -52,7 +52,7 @@ class Keyring:
 def create(owner: User, name: str, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
     """A new key of ``owner``: the row, and the key itself, which is not kept and can be shown only now."""
     body = "".join(secrets.choice(_ALPHABET) for _ in range(34))
-    plain = PREFIX + body + _checksum(body)
+    plain = PREFIX + body + checksum(body)
     key = ApiKey.objects.create(
         name=name, owner=owner, prefix=plain[:8], digest=_digest(plain), expires_at=expires_at
     )
@@ -118,7 +118,7 @@ def _session(token: str, keyring: Keyring) -> Caller | None:
 def plausible(plain: str) -> bool:
     """Whether this can be a key that was made since the last look: its checksum is right."""
     body, check = plain[len(PREFIX) : -6], plain[-6:]
-    return plain.startswith(PREFIX) and len(body) == 34 and check == _checksum(body)
+    return plain.startswith(PREFIX) and len(body) == 34 and check == checksum(body)
 
 
 def wrong() -> ApiError:
@@ -136,7 +136,7 @@ def _digest(plain: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def _checksum(body: str) -> str:
+def checksum(body: str) -> str:
     """Six characters from CRC-32, as in other makers' tokens: it tells a typing error from a key, no more."""
     number, text = zlib.crc32(body.encode("utf-8", "replace")), ""
     for _place in range(6):
