@@ -60,6 +60,11 @@ class Environment:
     packages: Mapping[str, str] = field(default_factory=dict)  # "vllm": "0.32.0+cpu"
     lock: str = ""  # fingerprint of the package set that was installed to the end; empty: not complete
 
+    @property
+    def verified(self) -> bool:
+        """Whether the whole package set is there and was seen to work (see `nodes.recipes.python_env`)."""
+        return self.lock.endswith(" verified")
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -69,6 +69,11 @@ class Node(Lifecycle):
         return Facts.from_json(self.facts_json)
 
     @property
+    def rest_state(self) -> states.NodeState:
+        """The state of the node when nothing is being done to it and it can be reached."""
+        return states.NodeState.READY if self.facts.environment.verified else states.NodeState.NEW
+
+    @property
     def root_dir(self) -> str:
         """Where Quarterdeck keeps its things on the node: absolute, known once facts were gathered."""
         return self.root or f"{self.facts.home}/.quarterdeck"

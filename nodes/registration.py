@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Self
@@ -23,7 +24,7 @@ from django.utils.translation import gettext_lazy
 from controlplane.problems import Problem
 from controlplane.secrets import Secret, seal, unseal
 from nodes import runs, watch
-from nodes.facts import PROBE, Facts
+from nodes.facts import PROBE, Facts, probe_answer
 from nodes.hosts import identity, shared_host
 from nodes.models import Node, Run, Step
 from nodes.recipes import Recipe, Satisfied, Site
@@ -226,9 +227,16 @@ def site(node: Node) -> Site:
 
 
 def gather(node: Node) -> Facts:
-    """Ask the node what it is, and remember it. Raises `HostProblem`."""
-    answer = ask(shared_host(node), python("python3", PROBE, node.root or "~/.quarterdeck"), timeout=20)
-    node.facts_json = json.loads(answer.text)
+    """Ask the node what it is, and remember it. Raises `Problem`."""
+    sent = time.time()
+    answer = ask(shared_host(node), python("python3", PROBE, node.root or "~/.quarterdeck"), timeout=30)
+    try:
+        node.facts_json = probe_answer(answer.text, sent, time.time())
+    except ValueError as error:
+        raise Problem(
+            _("%(node)s did not say what it has: %(said)s") % {"node": node.name, "said": answer.last_words()},
+            _("Sign in there by hand as the same user; what its shell prints at the start may be in the way."),
+        ) from error
     node.facts_at = timezone.now()
     node.save(update_fields=["facts_json", "facts_at"])
     node.poke()
@@ -252,7 +260,7 @@ def _settled(run: Run, ok: bool, reason: str) -> None:
     if not ok:
         node.move(NodeState.FAILED, reason)
     else:
-        node.move(NodeState.READY if node.facts.environment.lock else NodeState.NEW)
+        node.move(node.rest_state)
 
 
 runs.register(

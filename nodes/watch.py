@@ -186,7 +186,7 @@ class Watcher(threading.Thread):
     def _note_found(self) -> None:
         self._lost_since = None
         if self.node.state == NodeState.UNREACHABLE:
-            self.node.move(NodeState.READY if self.node.facts.environment.lock else NodeState.NEW)
+            self.node.move(self.node.rest_state)
 
     def _note_lost(self, error: HostProblem) -> None:
         now = time.monotonic()
