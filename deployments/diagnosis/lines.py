@@ -2,7 +2,7 @@
 
     (EngineCore pid=1) (RayWorkerProc pid=2, ip=10.0.0.2) (Worker_PP1 pid=2) INFO 11-22 06:58:05 [x.py:1] text
 
-Tags of the processes that a line came through, outermost first (coloured by Ray), level and time, and the text.
+Tags of the processes that a line came through, outermost first and coloured by Ray; level and time; the text.
 """
 
 from __future__ import annotations
