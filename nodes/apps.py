@@ -1,5 +1,10 @@
 from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
 
 
 class NodesConfig(AppConfig):
     name = "nodes"
+    verbose_name = _("Nodes")
+
+    def ready(self) -> None:
+        from nodes import registration  # noqa: F401  (registers its steps and stories)

@@ -1,0 +1,98 @@
+"""A whole Quarterdeck for one test session: `manage.py up` in its own process, with its own var/."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def until(true: Callable[[], object], seconds: float, what: str) -> None:
+    """Wait for a condition. AssertionError naming ``what`` after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+class Deck:
+    """``manage.py up`` with what it printed so far; ends, with all it started, at `stop`."""
+
+    def __init__(self, var: Path, *arguments: str, **environment: str) -> None:
+        self.var = var
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "up", "--port", "0", *arguments],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={**os.environ, "QUARTERDECK_VAR": str(var), "LANG": "C.UTF-8", **environment},
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for_address(self) -> str:
+        """The address it serves, once it does."""
+        found: list[str] = []
+
+        def answered() -> bool:
+            assert self.process.poll() is None, self.output
+            found[:] = re.findall(r"^\s+(http://\S+)$", self.output, re.MULTILINE)
+            return bool(found)
+
+        until(answered, 90, "the address is printed")
+        return found[0]
+
+    @property
+    def password(self) -> str:
+        return (self.var / "admin-password").read_text().strip()
+
+    def children(self, *words: str) -> list[int]:
+        """Pids of this installation's own processes whose command line has all the words."""
+        found = []
+        mark = f"QUARTERDECK_VAR={self.var}".encode()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                ours = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if ours and int(pid) != self.process.pid and all(word in line for word in words):
+                found.append(int(pid))
+        return found
+
+    def kill(self, *words: str) -> None:
+        """kill -9 the processes whose command line has all the words."""
+        pids = self.children(*words)
+        assert pids, f"nothing to kill: {words}"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Ctrl-C, and wait for its end; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(90)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(f"it did not end on Ctrl-C:\n{self.output}") from None
+
+    def result(self) -> dict[str, object]:
+        """The JSON object of ``--once``, its last line."""
+        return dict(json.loads(self.output.strip().splitlines()[-1]))
