@@ -99,8 +99,8 @@ def _attach_ray(step: Step, job: Job) -> None:
 
 
 def _ray_probe(step: Step) -> Done | Waiting:
-    plan, cluster = ray.port_plan(settings.PORT_BASE), deployment_of(step).cluster
-    status = ray.status(registration.site(step.node), plan, inner_address(step.node), cluster.ray_token)
+    plan = ray.port_plan(settings.PORT_BASE)
+    status = ray.status(registration.site(step.node), plan, inner_address(step.node))
     result = registration.shared_host(step.node).run(status, timeout=20)
     if result.status == 0:
         return Done(result.last_words())
@@ -120,8 +120,8 @@ def _serve(step: Step) -> Command:
     model = models.demo_path(site) if deployment.model == Deployment.DEMO else deployment.model
     return commands.serve(
         site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),
-        ray_token=deployment.cluster.ray_token, name=deployment.name, model=model, port=deployment.port,
-        api_key=deployment.api_key, options=deployment.options)
+        name=deployment.name, model=model, port=deployment.port, api_key=deployment.api_key,
+        options=deployment.options)
 
 
 def _attach_server(step: Step, job: Job) -> None:
