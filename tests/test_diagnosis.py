@@ -53,8 +53,11 @@ def test_a_server_that_serves_has_no_diagnosis(log: Path) -> None:
 
 def test_a_start_that_is_under_way_has_no_diagnosis() -> None:
     lines = (LOGS / "four-hosts-pp4-ok.log").read_text().splitlines(keepends=True)
-    told = {diagnosis.severity for n in range(0, len(lines), 7) if (diagnosis := match("".join(lines[:n])))}
-    assert told <= {"stalls"}
+    told = [match("".join(lines[:count])) for count in range(0, len(lines), 7)]
+    # While NCCL connects the GPUs nobody can say yet whether it hangs.
+    assert {(diagnosis.id, diagnosis.severity) for diagnosis in told if diagnosis} == {
+        ("nccl-hangs", "stalls")
+    }
 
 
 @pytest.mark.parametrize(("name", "line"), [(name, line) for _, name, line in EXAMPLES])
@@ -133,7 +136,7 @@ def test_an_option_that_vllm_refuses_in_new_words_is_quoted() -> None:
 def test_the_host_of_an_error_inside_a_task_is_the_tasks() -> None:
     log = (
         f"{ENGINE}Traceback (most recent call last):\n"
-        f"{ENGINE}ray.exceptions.RayTaskError(OSError): ray::Worker.run() (pid=8083, ip=10.0.0.9, actor_id=1)\n"
+        f"{ENGINE}ray.exceptions.RayTaskError(OSError): ray::W.run() (pid=8083, ip=10.0.0.9, actor_id=1)\n"
         f'{ENGINE}  File "x.py", line 1, in run\n'
         f"{ENGINE}ModuleNotFoundError: No module named 'flashinfer'\n"
     )
@@ -185,7 +188,7 @@ def test_waiting_for_gpus_a_second_time_is_a_stall_until_they_come() -> None:
 
 def stats(tokens: str, running: int) -> str:
     return (
-        "(APIServer pid=1) INFO 11-22 06:58:49 [loggers.py:310] Engine 000: Avg prompt throughput: 0.0 tokens/s, "
+        "(APIServer pid=1) INFO 11-22 06:58:49 [loggers.py:310] Engine 000: Avg prompt throughput: 0.0, "
         f"Avg generation throughput: {tokens} tokens/s, Running: {running} reqs, Waiting: 3 reqs, GPU KV\n"
     )
 
