@@ -21,7 +21,9 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 #: Words that are pages beside a deployment's own.
 RESERVED = frozenset({"new"})
 #: What Quarterdeck decides itself.
-OURS = frozenset("host port api-key config model served-model-name distributed-executor-backend".split())
+OURS = frozenset(
+    ["host", "port", "api-key", "config", "model", "served-model-name", "distributed-executor-backend"]
+)
 DTYPES = ["bfloat16", "float16", "float32"]
 
 
@@ -60,10 +62,19 @@ class DeploymentForm(DeckForm):
         help_text=_("Of the model server on the node. Empty: the next free one."),
     )
     max_model_len = forms.IntegerField(
-        label=_("Longest context"), required=False, min_value=16, help_text="max-model-len"
+        label=_("Longest context"),
+        required=False,
+        min_value=16,
+        help_text="max-model-len",
+        widget=forms.NumberInput(attrs={"placeholder": _("what the model allows")}),
     )
     max_num_seqs = forms.IntegerField(
-        label=_("Requests at once"), required=False, min_value=1, max_value=4096, help_text="max-num-seqs"
+        label=_("Requests at once"),
+        required=False,
+        min_value=1,
+        max_value=4096,
+        help_text="max-num-seqs",
+        widget=forms.NumberInput(attrs={"placeholder": _("vLLM's choice")}),
     )
     gpu_memory_utilization = forms.FloatField(
         label=_("GPU memory share"),
@@ -71,7 +82,7 @@ class DeploymentForm(DeckForm):
         min_value=0.05,
         max_value=0.99,
         help_text="gpu-memory-utilization",
-        widget=forms.NumberInput(attrs={"step": "0.01"}),
+        widget=forms.NumberInput(attrs={"step": "0.01", "placeholder": "0.9"}),
     )
     dtype = forms.ChoiceField(
         label=_("Weights as"),
@@ -122,7 +133,7 @@ class DeploymentForm(DeckForm):
 
 
 def parse_flags(text: str) -> dict[str, Any]:
-    """Names and values of ``seed=1`` or ``--enforce-eager``, one a line. Raises `ValidationError` naming the line."""
+    """Names and values of flags, one a line: ``seed=1`` or ``--enforce-eager``. Raises `ValidationError`."""
     flags: dict[str, Any] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         name, separator, value = line.removeprefix("--").partition("=")

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.handlers.asgi import ASGIRequest
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
@@ -50,7 +51,7 @@ def nodes(request: HttpRequest) -> HttpResponse:
 @require_safe
 def node(request: HttpRequest, name: str) -> HttpResponse:
     found = get_object_or_404(Node, name=name)
-    told = stories(Run.objects.filter(steps__node=found).distinct() | Run.objects.filter(about=found.subject))
+    told = stories(Run.objects.filter(Q(steps__node=found) | Q(about=found.subject)).distinct())
     page: dict[str, Any] = {
         "node": found,
         "stories": told,
@@ -107,9 +108,7 @@ def approve(request: SignedIn) -> HttpResponse:
         return render(request, "nodes/approve.html", _approval(pending))
     if request.POST.get("fingerprint") != pending["fingerprint"]:
         raise Problem(
-            _(
-                "Another registration was begun meanwhile: the page showed a fingerprint that no longer waits."
-            ),
+            _("Another registration was begun meanwhile; the fingerprint on this page waits no more."),
             _("Open the page again and compare the fingerprint it shows now."),
         )
     return _register(request, pending)

@@ -58,7 +58,7 @@ class Chart {
       ...this.size(),
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
-      padding: [6, 4, 0, 0],
+      padding: [6, 16, 0, 0],
       scales: { x: { time: true, range: () => this.span() }, y: { range: () => [0, this.top] } },
       axes: [
         { ...axis, size: 24, space: 70, values: (u, marks) => marks.map(clock) },
@@ -69,7 +69,7 @@ class Chart {
     }, this.data, this.plot);
   }
 
-  label = (mark) => (mark >= 10 || Number.isInteger(mark) ? mark.toFixed(0) : mark.toFixed(1));
+  label = (mark) => mark.toFixed(Number.isInteger(mark) || mark >= 100 ? 0 : 1);
 
   span() {
     const last = this.data[0].at(-1) ?? Date.now() / 1000;

@@ -4,7 +4,7 @@ const root = document.documentElement;
 const YEAR = 31536000;
 
 function remember(name, value) {
-  document.cookie = `${name}=${encodeURIComponent(value)}; path=/; max-age=${YEAR}; samesite=lax`;
+  document.cookie = `${name}=${value}; path=/; max-age=${YEAR}; samesite=lax`;
 }
 
 const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
