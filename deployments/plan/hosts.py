@@ -1,4 +1,4 @@
-"""Hosts and their GPUs as the plan sees them: memory that vLLM can have, and how fast each GPU reads, computes, talks."""
+"""Hosts and their GPUs as the plan sees them: memory that vLLM can have, and how fast each GPU is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ GIB = 1 << 30
 
 #: vLLM's own default since 0.21; values above about 0.95 fail because the CUDA context comes on top.
 DEFAULT_UTILIZATION = 0.92
-#: What a worker takes before vLLM looks at the free memory: the CUDA context, and NCCL's buffers when it is not alone.
+#: What a worker takes before vLLM looks at the free memory: the CUDA context, and NCCL's buffers when it is
+#: not alone.
 #: Measured on H200: 138.8 of 139.8 GiB were free at that moment with four workers.
 CONTEXT_BYTES = int(0.6 * GIB)
 NCCL_BYTES = int(0.4 * GIB)
@@ -31,14 +32,15 @@ class BadInput(Problem):
 
 
 class Speed(NamedTuple):
-    """Bytes a second from memory, 16-bit operations a second, bytes a second to the neighbour GPU (one direction)."""
+    """Bytes a second from memory, 16-bit operations a second, bytes a second one way to the next GPU."""
 
     memory: float
     compute: float
     link: float
 
 
-# From the makers' data sheets: GB/s, dense bf16 (or fp16) TFLOP/s, NVLink GB/s one way (0: PCIe). First match wins.
+# From the makers' data sheets: GB/s, dense bf16 (or fp16) TFLOP/s, NVLink GB/s one way (0: PCIe). First match
+# wins.
 _KNOWN: tuple[tuple[str, int, int, int], ...] = (
     ("B300", 8000, 2250, 900),
     ("B200", 8000, 2250, 900),
@@ -82,7 +84,7 @@ _PCIE = 20e9  # bytes a second one way, PCIe 4 x16 less protocol
 
 @cache
 def speed_of(name: str) -> Speed:
-    """Speed by product name; an unknown GPU counts as a modest one, so that it is never preferred by mistake."""
+    """Speed by product name; an unknown GPU counts as a modest one, so as not to be preferred by mistake."""
     row = next((row[1:] for row in _KNOWN if row[0].lower() in name.lower()), _UNKNOWN)
     return Speed(row[0] * 1e9, row[1] * 1e12, row[2] * 1e9 or _PCIE)
 
@@ -113,7 +115,7 @@ class GpuSpec:
     def usable_bytes(self) -> int:
         """Total memory as CUDA reports it, the base of gpu_memory_utilization: less than nvidia-smi's figure.
 
-        Fitted to published pairs: A10 23028 MiB → 22.1 GiB, H100 81559 → 79.1, H200 143771 → 139.7 (each within 0.5 %).
+        Fitted to published pairs: A10 23028 MiB → 22.1 GiB, H100 81559 → 79.1, H200 143771 → 139.7.
         """
         return int(self.memory_total_mib * MIB * 0.9975) - 320 * MIB
 
@@ -132,8 +134,8 @@ class GpuSpec:
 
     @property
     def capability(self) -> tuple[int, int]:
-        """Compute capability as numbers; unknown counts as current (9.0), and the start would say otherwise."""
-        major, dot, minor = self.compute_capability.partition(".")
+        """Compute capability as numbers; an unknown one counts as current (9.0)."""
+        major, _dot, minor = self.compute_capability.partition(".")
         return (int(major), int(minor or 0)) if major.isdigit() and (minor or "0").isdigit() else (9, 0)
 
     @property

@@ -1,4 +1,4 @@
-"""Which layouts are possible: the rules of tensor and pipeline parallelism, and how copies lie over the GPUs."""
+"""Which layouts are possible: rules of tensor and pipeline parallelism, and how copies lie over GPUs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Group:
     @cached_property
     def speed(self) -> Speed:
         speeds = {seat.gpu.name: seat.gpu.speed for seat in self.seats}.values()
-        return Speed(min(s.memory for s in speeds), min(s.compute for s in speeds), min(s.link for s in speeds))
+        return Speed(
+            min(s.memory for s in speeds), min(s.compute for s in speeds), min(s.link for s in speeds)
+        )
 
     @cached_property
     def kind(self) -> tuple[int, Speed, bool]:
@@ -75,7 +77,9 @@ def tensor_problem(model: ModelConfig, tensor: int, wishes: Wishes) -> str:
             "tensor": tensor,
         }
     for width in model.intermediate:
-        if width % tensor and not (wishes.expert_parallel and width == model.intermediate[0] and model.experts):
+        if width % tensor and not (
+            wishes.expert_parallel and width == model.intermediate[0] and model.experts
+        ):
             return _("The MLP's width of %(width)d cannot be divided by %(tensor)d.") % {
                 "width": width,
                 "tensor": tensor,
@@ -97,7 +101,7 @@ def pipeline_sizes(layers: int, groups: int, wished: int | None) -> list[int]:
 
 
 def levels(seats: Sequence[Seat], workers: int, wishes: Wishes) -> list[float]:
-    """Values of gpu_memory_utilization to try. One value holds for all ranks, so a busy GPU lowers everyone's."""
+    """Values of gpu_memory_utilization to try. One holds for all ranks, so a busy GPU lowers everyone's."""
     if wishes.utilization:
         return [wishes.utilization]
     caps = {min(DEFAULT_UTILIZATION, seat.gpu.most_utilization(workers)) for seat in seats}
@@ -108,7 +112,7 @@ def levels(seats: Sequence[Seat], workers: int, wishes: Wishes) -> list[float]:
 
 
 def seats_of(hosts: Sequence[HostSpec]) -> list[list[Seat]]:
-    """All GPUs by host, alike next to alike and the strongest first, so that groups and copies are of one kind."""
+    """All GPUs by host, alike next to alike and the strongest first, so that groups are of one kind."""
     rows = [
         [
             Seat(host.name, gpu)
@@ -120,8 +124,10 @@ def seats_of(hosts: Sequence[HostSpec]) -> list[list[Seat]]:
     return sorted(rows, key=lambda row: (-row[0].gpu.speed.memory, row[0].gpu.name, -row[0].gpu.usable_bytes))
 
 
-def groups_of(rows: Sequence[Sequence[Seat]], tensor: int, utilization: float, workers: int) -> list[list[Group]]:
-    """GPUs with enough free memory, put together by ``tensor``: inside hosts if any host has enough, else across."""
+def groups_of(
+    rows: Sequence[Sequence[Seat]], tensor: int, utilization: float, workers: int
+) -> list[list[Group]]:
+    """GPUs with enough free memory by ``tensor``: inside hosts if any host has enough, else across."""
     free = [[s for s in row if s.gpu.most_utilization(workers) >= utilization] for row in rows]
     local = [_chunks(row, tensor, utilization) for row in free]
     if any(local):
@@ -140,7 +146,7 @@ def _chunks(seats: Sequence[Seat], tensor: int, utilization: float) -> list[Grou
 
 
 def runs_of(rows: Sequence[Sequence[Group]], pipeline: int) -> Iterator[tuple[Group, ...]]:
-    """Groups for one copy after another, disjoint: inside hosts if any host has enough, else from host to host."""
+    """Groups for one copy after another: inside hosts if any host has enough, else from host to host."""
     wide = [row for row in rows if len(row) >= pipeline]
     sources = wide or [[group for row in rows for group in row]]
     for row in sources:
@@ -159,7 +165,14 @@ class Copies:
     def feasible(self, rows: Sequence[Sequence[Group]], pipeline: int, most: int) -> list[Copy]:
         """At most ``most`` copies that fit, on disjoint GPUs."""
         found = (self.copy(groups) for groups in runs_of(rows, pipeline))
-        return list(islice((copy for copy in found if copy.kv_tokens >= self.needed), most))
+        fitting = (copy for copy in found if copy.kv_tokens >= self.needed)
+        first = next(fitting, None)
+        if first is None:
+            return []
+        alike = (
+            copy for copy in fitting if copy.partition == first.partition
+        )  # one configuration for all servers
+        return [first, *islice(alike, most - 1)]
 
     def copy(self, groups: tuple[Group, ...]) -> Copy:
         key = tuple(group.kind for group in groups)

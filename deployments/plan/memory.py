@@ -1,7 +1,8 @@
 """What a rank holds: weights, working memory, and the KV cache that is left. All sizes in bytes.
 
-Checked against real starts (four H200, Qwen2.5-14B, utilization 0.75): PP=4 loaded 7.66 and 6.21 GiB where this says 7.67
-and 6.21, and kept 95.52 GiB for the cache where this says 95.4; TP=4 without graphs kept 97.24 where this says 97.0.
+Checked against real starts (four H200, Qwen2.5-14B, utilization 0.75): PP=4 loaded 7.66 and 6.21 GiB where
+this says 7.67 and 6.22, and kept 95.52 GiB for the cache where this says 95.26; TP=4 without graphs loaded 6.97
+and kept 97.24 where this says 6.94 and 96.9. tests/test_plan_measured.py holds it to that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from deployments.plan.model import Layer, ModelConfig
 from deployments.plan.quantisation import DTYPE_BYTES
 from deployments.plan.wishes import Wishes
 
-# Estimates, to be replaced by what a first start measured: attention workspaces, memory outside PyTorch, CUDA graphs.
+# Estimates, to be replaced by what a first start measured: attention workspaces, memory outside PyTorch, CUDA
+# graphs.
 WORKSPACE = int(0.4 * GIB)
 OUTSIDE_TORCH = int(0.06 * GIB)
 GRAPHS = int(0.2 * GIB)
@@ -25,7 +27,7 @@ LOGITS_WIDTH = 12  # logits in 16 and 32 bits, and the sampler's sorted copy
 
 
 def even_partition(layers: int, pipeline: int) -> tuple[int, ...]:
-    """How many layers each stage gets when nobody says: vLLM's get_pp_indices, remainder to the stages before the last."""
+    """Layers of each stage when nobody says: vLLM's get_pp_indices, the remainder before the last."""
     parts = [layers // pipeline] * pipeline
     for i in range(2, layers % pipeline + 2):
         parts[-i] += 1
@@ -100,7 +102,7 @@ class Memory:
 
     @cached_property
     def activations(self) -> int:
-        """The peak of one MLP (or of the routed experts) and the tensors around it, for a full batch of tokens."""
+        """The peak of one MLP (or of the routed experts) and what is around it, for a full batch."""
         m, width = self.model, max(self.model.intermediate, default=0)
         mlp = 3 * width / self.tensor + 4 * m.hidden
         if m.experts:
@@ -141,13 +143,14 @@ class Memory:
     def stages(self, parts: Sequence[int], requested: Sequence[int]) -> tuple[Stage, ...]:
         """All stages of a copy, for a partition of the layers."""
         ends = list(accumulate(parts))
-        return tuple(
-            self.stage(hi - n, hi, size) for n, hi, size in zip(parts, ends, requested, strict=True)
-        )
+        return tuple(self.stage(hi - n, hi, size) for n, hi, size in zip(parts, ends, requested, strict=True))
 
     def uneven_partition(self, requested: Sequence[int]) -> tuple[int, ...] | None:
-        """Layers for each stage so that the most tokens fit, for GPUs of different size; None if nothing fits."""
-        block, most = self.wishes.block_size, max(requested) // max(1, self.kv_per_layer * self.wishes.block_size)
+        """Layers of each stage so that the most tokens fit, for GPUs that differ; None if nothing fits."""
+        block, most = (
+            self.wishes.block_size,
+            max(requested) // max(1, self.kv_per_layer * self.wishes.block_size),
+        )
         best, low, high = self._fill(requested, 1), 1, max(1, most)
         if best is None:
             return None
@@ -158,7 +161,7 @@ class Memory:
         return best
 
     def _fill(self, requested: Sequence[int], tokens: int) -> tuple[int, ...] | None:
-        """Each stage in turn takes as many layers as its GPUs hold with room for ``tokens``; the rest must get one each."""
+        """Each stage takes as many layers as its GPUs hold beside ``tokens``; later ones get one at least."""
         count, lo, parts = len(self.model.layers), 0, []
         for j, size in enumerate(requested):
             hi = lo

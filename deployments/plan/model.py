@@ -1,7 +1,7 @@
 """A model as its config.json describes it: what each layer weighs, what a token leaves in the KV cache.
 
-The formulas were checked against instantiated Hugging Face models (Qwen2.5, Llama 3, Mistral, Mixtral, Qwen3, Qwen3-MoE,
-Gemma 2 and 3, DeepSeek-V2): the parameter counts are exact.
+The formulas were checked against instantiated Hugging Face models (Qwen2.5, Llama 3, Mistral, Mixtral, Qwen3,
+Qwen3-MoE, Gemma 2 and 3, DeepSeek-V2): the parameter counts are exact.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Layer(NamedTuple):
 class ModelConfig:
     """Geometry and precision of a decoder-only model.
 
-    ``latent`` is the width MLA keeps for a token and layer (0: ordinary attention). ``extra`` are parameters outside the
-    language model (a vision tower, say), which sit on the first stage.
+    ``latent`` is the width MLA keeps for a token and layer (0: ordinary attention). ``extra`` are parameters
+    outside the language model (a vision tower, say), which sit on the first stage.
     """
 
     architecture: str
@@ -64,7 +64,7 @@ class ModelConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: tuple[int, ...]  # every MLP width that must divide by the tensor size
+    intermediate: tuple[int, ...]  # MLP widths that are cut by the tensor size; the experts' first
     experts: int
     experts_per_token: int
     vocabulary: int
@@ -78,10 +78,10 @@ class ModelConfig:
 
     @classmethod
     def from_config(cls, config: Config, checkpoint_bytes: int | None = None) -> Self:
-        """Reads a config.json that was parsed. Raises `BadInput` with one sentence when something needed is missing.
+        """Reads a parsed config.json. Raises `BadInput` with one sentence when something needed is missing.
 
-        ``checkpoint_bytes`` is the size of the tensors on disk where known: exact for quantised weights, and it shows
-        what the config does not (a vision tower).
+        ``checkpoint_bytes`` is the size of the tensors on disk where known: exact for quantised weights, and
+        it shows what the config does not (a vision tower).
         """
         text = _language_model(config)
         hidden, heads = _whole(text, "hidden_size"), _whole(text, "num_attention_heads")
@@ -140,7 +140,7 @@ class ModelConfig:
         return sum(a.split + a.kv for a in self.layers), sum(a.experts for a in self.layers)
 
     def kv_bytes_per_token(self, tensor: int, kv_width: float) -> int:
-        """Bytes one token leaves in the cache of one layer on one rank; MLA's latent is copied to every rank."""
+        """Bytes one token leaves in one layer's cache on one rank; MLA's latent is copied to all ranks."""
         if self.latent:
             return int(self.latent * kv_width)
         return int(2 * max(1, self.kv_heads // tensor) * self.head_dim * kv_width)
@@ -188,7 +188,9 @@ def _sparse(c: Config, i: int) -> bool:
 
 
 def _layer(c: Config, i: int, heads: int, kv_heads: int, head_dim: int) -> Layer:
-    split, kv, whole = _latent_attention(c, heads) if c.get("kv_lora_rank") else _attention(c, heads, kv_heads, head_dim)
+    split, kv, whole = (
+        _latent_attention(c, heads) if c.get("kv_lora_rank") else _attention(c, heads, kv_heads, head_dim)
+    )
     mlp, experts, router = _experts_of(c) if _sparse(c, i) else (_dense(c), 0, 0)
     norms = (4 if str(c.get("model_type")).startswith(("gemma2", "gemma3")) else 2) * c["hidden_size"]
     return Layer(split + mlp, kv, experts, whole + router + norms)
@@ -217,7 +219,7 @@ def _latent_attention(c: Config, heads: int) -> tuple[int, int, int]:
 
 def _dense(c: Config) -> int:
     h, width = c["hidden_size"], c.get("intermediate_size") or 4 * c["hidden_size"]
-    return 3 * h * width + ((2 * width + h) if c.get("mlp_bias") else 0)
+    return int(3 * h * width + ((2 * width + h) if c.get("mlp_bias") else 0))
 
 
 def _experts_of(c: Config) -> tuple[int, int, int]:
@@ -233,13 +235,12 @@ def _experts_of(c: Config) -> tuple[int, int, int]:
 
 def _widths(c: Config, experts: int) -> tuple[int, ...]:
     """MLP widths that are cut into as many pieces as the tensor size."""
-    layers = range(c["num_hidden_layers"])
-    widths = set()
-    if experts:
-        widths.add(c.get("moe_intermediate_size") or c.get("intermediate_size") or 0)
-    if not all(_sparse(c, i) for i in layers):
-        widths.add(c.get("intermediate_size") or 4 * c["hidden_size"])
-    return tuple(sorted(widths - {0}))
+    dense = c.get("intermediate_size") or 4 * c["hidden_size"]
+    sparse = [_sparse(c, i) for i in range(c["num_hidden_layers"])]
+    widths = [c.get("moe_intermediate_size") or dense] if experts else []
+    widths += [] if all(sparse) else [dense]
+    shared = c.get("shared_expert_intermediate_size")
+    return tuple(widths + ([shared] if shared else []))
 
 
 def _longest(c: Config) -> int:

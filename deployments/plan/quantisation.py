@@ -22,7 +22,7 @@ _SCALES = 2.5  # bytes a group of quantised weights adds: a 16-bit scale and a 4
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes a parameter: of linear layers, of routed experts, of everything else; and as the checkpoint stores it."""
+    """Bytes a parameter: in linear layers, in routed experts, elsewhere; and as the checkpoint stores it."""
 
     dtype: str
     linear: float
@@ -35,7 +35,9 @@ class Precision:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         stored = DTYPE_BYTES.get(dtype, 2)
-        plain = cls(dtype, 2, 2, 2, stored)  # vLLM loads float32 checkpoints in 16 bits unless --dtype says otherwise
+        plain = cls(
+            dtype, 2, 2, 2, stored
+        )  # vLLM loads float32 checkpoints in 16 bits unless --dtype says otherwise
         q = config.get("quantization_config")
         if not isinstance(q, dict):
             return plain
@@ -53,7 +55,7 @@ class Precision:
         return replace(self, dtype=dtype, linear=width, expert=width, other=width)
 
     def quantised_to(self, method: str) -> Self:
-        """What ``--quantization`` makes of weights that are not quantised yet: fp8 while loading, or 4 bits."""
+        """What ``--quantization`` makes of weights that are not quantised yet, while loading."""
         if self.quantised:
             return self
         width = {"fp8": 1.0, "bitsandbytes": 0.5 + _SCALES / 64}.get(method, self.linear)

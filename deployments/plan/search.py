@@ -1,4 +1,4 @@
-"""Every layout worth a look, measured and put in order: expected tokens a second first, then room for context."""
+"""Every layout worth a look, in order: expected tokens a second first, then room for context."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ from deployments.plan.speed import Network, Shape, tokens_per_second, workload
 from deployments.plan.wishes import Wishes
 from deployments.plan.words import count, gib
 
-#: Speeds this near to the best count as equal, since the estimate is not better than that; then room decides, with
+#: Speeds this near to the best count as equal, since the estimate is not better than that; then room decides,
+#: with
 #: its own nearness.
 NEAR = 0.85
 ROOMY = 0.8
-#: As fast as NVLink: 150 GB/s one way, its slowest form in use. Only then may tensor parallelism leave a host unasked.
+#: As fast as NVLink: 150 GB/s one way, its slowest form in use. Only then may tensor parallelism leave a host
+#: unasked.
 NVLINK_GBPS = 1200
 LEAST_CONTEXT = 2048  # tokens that must fit where no length was wished
 SEQUENCES_PER_COPY = 8  # more copies than this allows would each idle
@@ -46,6 +48,7 @@ class Candidate:
     tensor: int
     pipeline: int
     utilization: float
+    target: int  # tokens of the longest request that is wanted
     memory: Memory
     copies: tuple[Copy, ...]
     speed: float  # answer tokens a second, all copies together
@@ -63,6 +66,11 @@ class Candidate:
     def room(self) -> int:
         """Tokens that all copies' caches hold together."""
         return sum(copy.kv_tokens for copy in self.copies)
+
+    @cached_property
+    def worth(self) -> float:
+        """The room for ranking: worth less where a request cannot be as long as wanted."""
+        return self.room * min(1.0, self.kv_tokens / self.target)
 
     @cached_property
     def tensor_crosses(self) -> bool:
@@ -97,14 +105,17 @@ class Found:
 
 
 class Search:
-    """One search over the GPUs of ``hosts``. The layout's own wishes only add sizes to look at; see `matches`."""
+    """One search over the GPUs of ``hosts``. A wished layout only adds sizes to look at; see `matches`."""
 
-    def __init__(self, model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network: Network) -> None:
+    def __init__(
+        self, model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network: Network
+    ) -> None:
         self.model, self.wishes, self.network = model, wishes, network
         self.rows = seats_of(hosts)
         self.seats = [seat for row in self.rows for seat in row]
         self.total = len(self.seats)
         self.longest = model.longest or LEAST_CONTEXT
+        self.target = wishes.max_model_len or self.longest
         self.needed = wishes.max_model_len or min(self.longest, LEAST_CONTEXT)
         self._candidates: list[Candidate] = []
         self._refusals: list[Refusal] = []
@@ -136,34 +147,39 @@ class Search:
                 rows = groups_of(self.rows, tensor, level, workers)
                 cuts = Copies(self._memory(tensor, rows), self.needed)
                 for pipeline in pipelines:
-                    outcomes[pipeline].append(self._at(pipeline, level, rows, cuts))
-        for pipeline, tried in outcomes.items():
-            self._keep(tensor, pipeline, tried)
-
-    def _keep(self, tensor: int, pipeline: int, tried: Sequence[Candidate | Refusal]) -> None:
-        found = [outcome for outcome in tried if isinstance(outcome, Candidate)]
-        refused = [outcome for outcome in tried if isinstance(outcome, Refusal)]
-        if found:
-            self._candidates.append(max(found, key=lambda c: (c.speed, c.room)))
-        elif refused:
-            self._refusals.append(max(refused, key=lambda r: r.kv_tokens))
-        else:
-            self._refusals.append(Refusal(tensor, pipeline, _("Other processes hold the memory of the GPUs.")))
+                    outcomes[pipeline] += self._at(pipeline, level, rows, cuts)
+        for tried in outcomes.values():
+            found = [outcome for outcome in tried if isinstance(outcome, Candidate)]
+            refused = [outcome for outcome in tried if isinstance(outcome, Refusal)]
+            self._candidates += found
+            if refused and not found:
+                self._refusals.append(max(refused, key=lambda r: r.kv_tokens))
 
     def _at(
         self, pipeline: int, level: float, rows: Sequence[Sequence[Group]], cuts: Copies
-    ) -> Candidate | Refusal:
+    ) -> list[Candidate | Refusal]:
         memory, tensor = cuts.memory, cuts.memory.tensor
         if sum(map(len, rows)) < pipeline:
-            return Refusal(tensor, pipeline, self._too_few(tensor * pipeline, level))
+            return [Refusal(tensor, pipeline, self._too_few(tensor * pipeline, level))]
         copies = cuts.feasible(rows, pipeline, self._most_copies())
         if len(copies) >= (self.wishes.replicas or 1):
-            return Candidate(tensor, pipeline, level, memory, tuple(copies), self._speed(memory, copies))
+            return [
+                Candidate(tensor, pipeline, level, self.target, memory, chosen, self._speed(memory, chosen))
+                for chosen in self._choices(copies)
+            ]
         if copies:
             why = _("Only %(count)d copies fit on GPUs of their own.") % {"count": len(copies)}
-            return Refusal(tensor, pipeline, why, copies[0].kv_tokens)
+            return [Refusal(tensor, pipeline, why, copies[0].kv_tokens)]
         tightest = cuts.copy(next(runs_of(rows, pipeline)))
-        return Refusal(tensor, pipeline, self._too_small(tightest), tightest.kv_tokens)
+        return [Refusal(tensor, pipeline, self._too_small(tightest), tightest.kv_tokens)]
+
+    def _choices(self, copies: Sequence[Copy]) -> list[tuple[Copy, ...]]:
+        """All copies; and without the poorer ones, whose small cache would shorten everybody's context."""
+        ordered = sorted(copies, key=lambda copy: -copy.kv_tokens)
+        if self.wishes.replicas:
+            return [tuple(ordered[: self.wishes.replicas])]
+        richest = [copy for copy in ordered if copy.kv_tokens == ordered[0].kv_tokens]
+        return [tuple(ordered)] if len(richest) == len(ordered) else [tuple(ordered), tuple(richest)]
 
     def _memory(self, tensor: int, rows: Sequence[Sequence[Group]]) -> Memory:
         gpus = {seat.gpu for row in rows for group in row for seat in group.seats}
@@ -178,7 +194,7 @@ class Search:
 
     def _speed(self, memory: Memory, copies: Sequence[Copy]) -> float:
         """Tokens a second of all copies, which share the wished requests. Alike copies are computed once."""
-        prompt, answer = workload(self.wishes.max_model_len or self.longest)
+        prompt, answer = workload(self.target)
         known: dict[tuple[object, ...], float] = {}
         total = 0.0
         for copy in copies:
@@ -202,8 +218,10 @@ class Search:
         if free == self.total:
             return _("Needs %(needed)d GPUs; there are %(total)d.") % {"needed": workers, "total": self.total}
         return _(
-            "Needs %(needed)d GPUs with %(share)d %% of their memory free; other processes leave %(free)d of %(total)d."
-        ) % {"needed": workers, "share": round(100 * level), "free": free, "total": self.total}
+            "A gpu-memory-utilization of %(share).2f needs that share of each GPU free. Other processes"
+            " leave it on"
+            " %(free)d of %(total)d GPUs; %(needed)d are needed."
+        ) % {"needed": workers, "share": level, "free": free, "total": self.total}
 
     def _too_small(self, copy: Copy) -> str:
         """Which stage does not fit, in numbers."""
@@ -215,7 +233,8 @@ class Search:
                 "needed": count(self.needed),
             }
         return _(
-            "%(weights)s of weights and %(overhead)s of working memory do not fit in the %(room)s that vLLM may take"
+            "%(weights)s of weights and %(overhead)s of working memory do not fit in the %(room)s that vLLM"
+            " may take"
             " of one %(gpu)s."
         ) % {
             "weights": gib(stage.weights),
@@ -225,23 +244,26 @@ class Search:
         }
 
     def _ranked(self) -> list[Candidate]:
-        """Speed first, then room; what is equal by both goes to the smaller copy, which depends on the fewest GPUs.
+        """Speed first, then room; what is equal by both goes to the copy that depends on the fewest GPUs.
 
-        Tensor parallelism over a slow network comes last, and near the best speed a copy inside one host comes first.
+        Tensor parallelism over a slow network comes last; near the best speed, a copy inside a host first.
         """
         allowed = [c for c in self._candidates if self._allowed(c)]
         fastest = max((c.speed for c in allowed), default=0.0)
         near = [c for c in allowed if c.speed >= NEAR * fastest]
         local = [c for c in near if not c.crosses] or near
-        roomiest = max((c.room for c in local), default=0)
+        roomiest = max((c.worth for c in local), default=0)
 
         def order(c: Candidate) -> tuple[bool, bool, bool, bool, int, float]:
             if c.speed < NEAR * fastest or not self._allowed(c):
                 return (not self._allowed(c), True, True, True, 0, -c.speed)
-            roomy = c.room >= ROOMY * roomiest
+            roomy = c.worth >= ROOMY * roomiest
             return (False, False, c.crosses, not roomy, c.tensor * c.pipeline if roomy else 0, -c.speed)
 
-        return sorted(self._candidates, key=order)
+        first_of_size: dict[tuple[int, int, int], Candidate] = {}
+        for candidate in sorted(self._candidates, key=order):
+            first_of_size.setdefault(candidate.size, candidate)
+        return list(first_of_size.values())
 
     def _allowed(self, candidate: Candidate) -> bool:
         return not candidate.tensor_crosses or self.network.gbps >= NVLINK_GBPS

@@ -21,14 +21,22 @@ _SHORT = {
     "q": "quantization",
     "device-memory-utilization": "gpu-memory-utilization",
 }
-_SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # vLLM's own reading
-#: vLLM's own default on GPUs below 70 GiB. The plan says it aloud, so that the prediction holds on larger ones too.
+_SUFFIXES = {
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "K": 1 << 10,
+    "M": 1 << 20,
+    "G": 1 << 30,
+}  # vLLM's own reading
+#: vLLM's own default on GPUs below 70 GiB. The plan says it aloud, so that the prediction holds on larger
+#: ones too.
 DEFAULT_SEQUENCES = 256
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """Typed readings of the flags that shape a plan; None where the plan decides. ``flags`` holds all of them as given.
+    """The flags that shape a plan, typed; None where the plan decides. ``flags`` holds all of them as given.
 
     ``replicas`` is data-parallel-size: independent copies on disjoint GPUs, each with its own server.
     """
@@ -117,7 +125,9 @@ def _count(flags: Mapping[str, Value], name: str) -> int | None:
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kmgKMG]?)", str(value).strip())
     number = int(float(match[1]) * _SUFFIXES.get(match[2], 1)) if match else 0
     if isinstance(value, bool) or not 0 < number < 1 << 60 or (match and "." in match[1] and not match[2]):
-        raise BadInput(_("%(flag)s must be a whole number above 0, not %(value)s.") % {"flag": name, "value": value})
+        raise BadInput(
+            _("%(flag)s must be a whole number above 0, not %(value)s.") % {"flag": name, "value": value}
+        )
     return number
 
 
@@ -130,7 +140,9 @@ def _share(flags: Mapping[str, Value], name: str) -> float | None:
     except ValueError:
         share = 0.0
     if isinstance(value, bool) or not 0 < share <= 1:
-        raise BadInput(_("%(flag)s must be above 0 and at most 1, not %(value)s.") % {"flag": name, "value": value})
+        raise BadInput(
+            _("%(flag)s must be above 0 and at most 1, not %(value)s.") % {"flag": name, "value": value}
+        )
     return share
 
 
