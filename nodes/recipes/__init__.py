@@ -1,28 +1,64 @@
-"""Recipes: what a node still needs, as commands. Pure functions of the node's facts and the site's settings."""
+"""Recipes: what has to be done on a node, as pure functions from facts to a command, or to "already so". Pure.
+
+The programs in ``assets/`` run on nodes (Python's standard library, and there what the environment has); the package
+sets in ``presets/`` are what an environment consists of.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from importlib.resources import files
 
 from nodes.facts import Facts
 from nodes.remote.command import Command
 
 
-class Satisfied(NamedTuple):
-    """Nothing to do; ``detail`` says what is there already."""
+@dataclass(frozen=True)
+class Site:
+    """Where things are on one node, and where it installs from. Paths are absolute."""
 
-    detail: str = ""
+    root: str
+    pip_index: str = ""  # empty: whatever pip on the node is configured for
+    torch_cpu_index: str = ""  # asked for PyTorch's CPU build, where the node's own index does not have it
+    python: str = ""  # the interpreter environments are made with; empty: the one in the facts
+
+    @property
+    def environment(self) -> str:
+        return f"{self.root}/env"
+
+    @property
+    def interpreter(self) -> str:
+        """The environment's own Python."""
+        return f"{self.environment}/bin/python"
+
+    @property
+    def models(self) -> str:
+        return f"{self.root}/models"
+
+    @property
+    def cache(self) -> str:
+        return f"{self.root}/cache"
 
 
 @dataclass(frozen=True)
-class Site:
-    """What a recipe must know beside the facts. Paths are absolute on the node; an empty index means pip's own."""
+class Satisfied:
+    """The facts show that there is nothing to do; ``detail`` says what was found."""
 
-    root: str
-    pip_index: str = ""
-    torch_cpu_index: str = ""
+    detail: str
 
 
 Recipe = Callable[[Facts, Site], Command | Satisfied]
+
+
+@lru_cache
+def asset(name: str) -> bytes:
+    """A file that is shipped to nodes, from ``assets/``."""
+    return files("nodes.recipes").joinpath("assets", name).read_bytes()
+
+
+@lru_cache
+def preset(engine: str) -> bytes:
+    """The pinned package set of an engine (``cpu`` or ``cuda``), as a requirements file."""
+    return files("nodes.recipes").joinpath("presets", f"{engine}.txt").read_bytes()

@@ -1,0 +1,154 @@
+"""Ray on a node: its ports, how it is started, asked and reached. Pure.
+
+One node of a cluster starts the head, the others join it. Ray runs in the foreground as a job. Signal a Ray job and all
+its processes end within seconds: it is told not to drain first, for which it would wait 30 s for a head that has got the
+same signal. `ray stop` is never used, since it ends everybody's Ray on the host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+
+from controlplane.secrets import Secret
+from nodes.facts import Facts
+from nodes.recipes import Site, asset
+from nodes.remote.command import Command, python, script
+
+#: Ray replaces 127.0.0.1 by the host's outward address, which may change while it runs; this one it leaves alone.
+LOOPBACK = "127.0.0.2"
+_UNROUTABLE = frozenset({"", "localhost", "127.0.0.1", "127.0.1.1", "::1", "0.0.0.0", "::"})  # noqa: S104
+_OBJECT_STORE = 256 * 2**20  # bytes; vLLM hardly uses it, and by default Ray takes 30 % of the memory
+
+# Ray makes its directories writable for everybody, so they lie inside one that is not. Its sockets' paths may not be
+# longer than 107 bytes, hence /tmp. What ended sessions left is removed; a session is named after its head's pid.
+_START = """
+umask 077
+directory=$1 token=$2; shift 2
+mkdir -p "$directory" "$(dirname "$token")"
+if [ -L "$directory" ] || ! [ -O "$directory" ]; then
+  echo "$directory belongs to somebody else, and Ray needs it. Remove it, then start again." >&2; exit 1
+fi
+chmod 700 "$directory"
+for session in "$directory"/r/session_2*; do
+  if [ -d "$session" ] && ! [ -d "/proc/${session##*_}" ]; then rm -rf "$session"; fi
+done
+mv "$QD_JOB/ray.token" "$token"
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class PortPlan:
+    """Every port that Ray listens on, on each node; without a plan most of them are random."""
+
+    gcs: int
+    dashboard: int
+    node_manager: int
+    object_manager: int
+    runtime_env_agent: int
+    agent_grpc: int
+    agent_http: int
+    metrics: int
+    client: int
+    autoscaler_metrics: int
+    dashboard_metrics: int
+    first_worker: int
+    last_worker: int
+
+    @property
+    def fixed(self) -> tuple[int, ...]:
+        """The ports that must be free before Ray starts; workers choose among theirs."""
+        return astuple(self)[:-2]
+
+    @property
+    def end(self) -> int:
+        """The first port that is not Ray's any more; model servers are given ports from here on."""
+        return self.last_worker + 1
+
+
+def port_plan(base: int) -> PortPlan:
+    """Ray's 340 ports from ``base`` on; the 60 that follow are left to model servers."""
+    return PortPlan(*range(base, base + 11), base + 20, base + 339)
+
+
+def ray_address(address: str) -> str:
+    """The address that Ray goes by on a node that is reached at ``address``: one that Ray takes as it is."""
+    return LOOPBACK if address in _UNROUTABLE else address
+
+
+def start_head(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret) -> Command:
+    """Start a cluster. Ends when Ray does: to be run as a service. ``address`` is the node's own, an IP address."""
+    head = [f"--port={plan.gcs}", "--head", "--dashboard-host=127.0.0.1", f"--dashboard-port={plan.dashboard}",
+            f"--ray-client-server-port={plan.client}", "--include-dashboard=true", "--disable-usage-stats"]
+    return _start(facts, site, plan, address, token, head)
+
+
+def start_worker(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, head: str) -> Command:
+    """Join the cluster whose head is at ``head``, an IP address; else as `start_head`."""
+    return _start(facts, site, plan, address, token, [f"--address={head}:{plan.gcs}"])
+
+
+def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, role: list[str]) -> Command:
+    own = ray_address(address)
+    return script(
+        _START, _directory(site), _token_path(site),
+        f"{site.environment}/bin/ray", "start", "--block", *role, f"--node-ip-address={own}",
+        # On CPUs vLLM's worker takes one of Ray's GPUs all the same: see quarterdeck_cpu_ray.py.
+        f"--num-gpus={len(facts.gpus) or 1}",
+        f"--node-manager-port={plan.node_manager}", f"--object-manager-port={plan.object_manager}",
+        f"--runtime-env-agent-port={plan.runtime_env_agent}", f"--dashboard-agent-grpc-port={plan.agent_grpc}",
+        f"--dashboard-agent-listen-port={plan.agent_http}", f"--metrics-export-port={plan.metrics}",
+        f"--min-worker-port={plan.first_worker}", f"--max-worker-port={plan.last_worker}",
+        f"--object-store-memory={_OBJECT_STORE}", f"--temp-dir={_directory(site)}/r",
+        "--log-style=record", "--log-color=false",
+        env={
+            **worker_environment(facts, site, address),
+            **_authentication(site),
+            "AUTOSCALER_METRIC_PORT": str(plan.autoscaler_metrics),
+            "DASHBOARD_METRIC_PORT": str(plan.dashboard_metrics),
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        },
+    ).with_files({"ray.token": token.reveal().encode()})
+
+
+def status(site: Site, plan: PortPlan, address: str) -> Command:
+    """`ray status`, in seconds either way; its last line sums up. Fails until the head runs."""
+    ray = f"{site.environment}/bin/ray"
+    program = asset("ray_status.py").decode()
+    return python(
+        site.interpreter, program, ray, ray_address(address), str(plan.gcs), env=_authentication(site)
+    )
+
+
+def client_environment(site: Site, plan: PortPlan, head: str) -> Mapping[str, str]:
+    """What a program on a node of the cluster needs to find Ray and be let in. Without, vLLM starts its own."""
+    return {"RAY_ADDRESS": f"{ray_address(head)}:{plan.gcs}", **_authentication(site)}
+
+
+def worker_environment(facts: Facts, site: Site, address: str) -> Mapping[str, str]:
+    """What differs between nodes, or has to be there before Ray starts: vLLM's workers are Ray's children."""
+    own = ray_address(address)
+    interface = next((found.name for found in facts.interfaces if found.address == own), "")
+    network = {name: interface for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if interface}
+    return {
+        "VLLM_HOST_IP": own,
+        **network,
+        "VLLM_CACHE_ROOT": f"{site.cache}/vllm",
+        # Programs that rename themselves overwrite their environment, and with it the mark of their job.
+        "SPT_NOENV": "1",
+    }
+
+
+def _directory(site: Site) -> str:
+    return "/tmp/qd-" + hashlib.sha256(site.root.encode()).hexdigest()[:8]  # noqa: S108
+
+
+def _token_path(site: Site) -> str:
+    return f"{site.root}/ray/token"
+
+
+def _authentication(site: Site) -> Mapping[str, str]:
+    # By path: in the environment it would stand in the argument list of commands that are not jobs.
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": _token_path(site)}
