@@ -87,7 +87,7 @@ class Facts:
     disk_total: int = 0
     python: str = ""  # version of the interpreter below
     python_path: str = ""
-    python_has_venv: bool = False
+    python_has_venv: bool = False  # the module venv; ensurepip is not needed, pip is brought along
     python_has_headers: bool = False  # Python.h, which Triton compiles against
     glibc: str = ""
     hostname_address: str = ""  # what the host's own name resolves to there

@@ -150,7 +150,7 @@ def parse_packages(names: Iterable[str]) -> dict[str, str]:
 
 
 def choose_python(candidates: Iterable[Fact]) -> Fact:
-    """The best interpreter: one that vLLM supports, then one that can make environments, then the first found.
+    """The best interpreter: one that vLLM supports, then one that makes environments, then the first found.
 
     The first is the one that ``python3`` means on the node: what its owner chose beats what is merely newer.
     """
@@ -249,7 +249,7 @@ def interpreter(path: Path) -> Fact:
         "import json, os, sys, sysconfig, importlib.util as u; print(json.dumps({"
         "'python': '.'.join(map(str, sys.version_info[:3])),"
         "'python_path': sys.executable if sys.prefix == sys.base_prefix else sys._base_executable,"
-        "'python_has_venv': bool(u.find_spec('venv') and u.find_spec('ensurepip')),"
+        "'python_has_venv': bool(u.find_spec('venv')),"
         "'python_has_headers': os.path.exists(sysconfig.get_path('include') + '/Python.h')}))"
     )
     try:

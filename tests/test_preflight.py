@@ -1,0 +1,155 @@
+"""Preflight: what is wrong with a node, told before anything starts there.
+
+The node is a real one (two H200, one of them used by somebody's program), changed in one thing at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodes.facts import Environment, Facts, Gpu, Process
+from nodes.preflight import GIB, MIB, Finding, Severity, findings
+
+REAL = Facts.from_json(json.loads((Path(__file__).parent / "facts" / "node" / "h200x2.json").read_text()))
+GOOD = replace(REAL, hostname_address="192.0.2.2", gpu_processes=(), gpus=(replace(REAL.gpus[0]),))
+CPU = replace(GOOD, gpus=(), accelerators=(), gpu_error="nvidia-smi is not installed")
+
+
+def only(facts: Facts) -> Finding:
+    (finding,) = findings(facts)
+    return finding
+
+
+def changed(facts: Facts, **values: Any) -> Facts:
+    return replace(facts, **values)
+
+
+def with_gpu(**values: Any) -> Facts:
+    return replace(GOOD, gpus=(replace(GOOD.gpus[0], **values),))
+
+
+def test_a_good_node_has_nothing_wrong() -> None:
+    assert findings(GOOD) == []
+    assert findings(CPU) == []
+
+
+def test_a_node_that_was_not_asked_yet_has_nothing_wrong() -> None:
+    assert findings(Facts()) == []
+
+
+def test_what_could_not_be_observed_is_not_held_against_the_node() -> None:
+    unseen = Facts(hostname="te1", hostname_address="10.0.0.1", python="3.12.3", python_has_venv=True)
+    assert findings(unseen) == []
+
+
+def test_the_real_node_is_warned_about_its_name_and_the_program_on_its_gpu() -> None:
+    held, name = findings(REAL)
+    assert {held.severity, name.severity} == {Severity.WARNS}
+    assert held.what.startswith("Process 544 of root holds 2658 MiB of GPU 1: python3 -c")
+    assert held.command == "ps -fp 544"
+    assert name.what == (
+        "The node's own name, vm, resolves to 127.0.0.1. Workers on other nodes would be sent there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (changed(CPU, python="", python_path=""), "There is no Python that works"),
+        (changed(CPU, python="3.8.10"), "The newest Python on this node is 3.8.10"),
+        (changed(CPU, python_has_venv=False), "cannot make environments"),
+        (changed(CPU, disk_free=7 * GIB), "7.0 GiB of disk are free"),
+        (changed(GOOD, disk_free=24 * GIB), "24.0 GiB of disk are free"),
+        (changed(CPU, cpu_flags=("avx512f",)), "has no AVX2"),
+        (with_gpu(driver="535.104.05"), "The NVIDIA driver is 535.104.05"),
+        (with_gpu(compute_capability="7.0"), "is too old: it has compute capability 7.0"),
+        (changed(REAL, gpu_processes=(), hostname_address="192.0.2.2", shm_total=64 * MIB,
+                 gpus=(REAL.gpus[0], replace(REAL.gpus[0], index=1))), "has 64 MiB"),
+        (changed(CPU, accelerators=("nvidia",), gpu_error="nvidia-smi failed: no X."), "failed: no X."),
+        (changed(CPU, machine="riscv64"), "processors of the kind riscv64"),
+        (changed(CPU, os="CentOS Linux 7", glibc="2.17"), "CentOS Linux 7 is too old"),
+    ],
+)  # fmt: skip
+def test_what_makes_preparing_fail_blocks(facts: Facts, said: str) -> None:
+    finding = only(facts)
+    assert finding.severity is Severity.BLOCKS
+    assert said in finding.what
+    assert finding.next_step
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (changed(CPU, memory_total=3 * GIB), "This node has 3.0 GiB of memory"),
+        (changed(CPU, shm_total=64 * MIB), "has 64 MiB"),
+        (changed(GOOD, python_has_headers=False), "The header files of Python 3.12.3 are missing"),
+        (changed(CPU, hostname_address="127.0.1.1"), "vm, resolves to 127.0.1.1"),
+        (changed(CPU, hostname_address=""), "does not resolve to any address"),
+        (changed(CPU, clock_offset=7.2), "The clock is 7 s ahead."),
+        (changed(CPU, clock_offset=-3600.0), "The clock is 3600 s behind."),
+        (changed(CPU, accelerators=("amd",)), "an accelerator by AMD, which Quarterdeck does not"),
+        (changed(CPU, accelerators=("ascend",)), "an accelerator by Huawei Ascend"),
+        (with_gpu(mig=True), "is split into instances (MIG)"),
+        (with_gpu(ecc_errors=3), "has had 3 memory errors"),
+        (with_gpu(memory_used_mib=2048), "2048 MiB of GPU 0 are in use by a program that cannot be seen"),
+        (changed(CPU, leftovers=(Process(7, "ann", "ray::x"), Process(9, "bob", "raylet"))),
+         "process 7, 9 of ann, bob"),
+    ],
+)  # fmt: skip
+def test_what_only_makes_things_worse_warns(facts: Facts, said: str) -> None:
+    finding = only(facts)
+    assert finding.severity is Severity.WARNS
+    assert said in finding.what
+    assert finding.next_step
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        changed(CPU, disk_free=8 * GIB),
+        changed(CPU, disk_free=1 * GIB, environment=Environment(lock="abc verified")),
+        changed(CPU, memory_total=4 * GIB, shm_total=512 * MIB, clock_offset=5.0),
+        changed(CPU, machine="aarch64", cpu_flags=()),
+        changed(CPU, hostname_address="", errors={"resolution": "TimeoutError"}),
+        changed(GOOD, cpu_flags=(), accelerators=("amd", "nvidia")),
+        with_gpu(driver="580.65.06", compute_capability="7.5"),
+        with_gpu(driver="", compute_capability="", memory_used_mib=1023),
+        changed(GOOD, leftovers=(Process(7, "root", "ray::x", ours=True),)),
+        changed(GOOD, gpu_processes=(Process(7, ours=True, gpu_uuid=GOOD.gpus[0].uuid, used_mib=90_000),)),
+    ],
+)
+def test_what_is_just_good_enough_is_not_mentioned(facts: Facts) -> None:
+    assert findings(facts) == []
+
+
+def test_an_old_driver_is_told_once_for_all_gpus() -> None:
+    gpus = tuple(
+        Gpu(index, "NVIDIA A10", driver="535.104.05", compute_capability="8.6") for index in range(4)
+    )
+    assert only(changed(GOOD, gpus=gpus)).command == "sudo apt-get install nvidia-driver-580-server"
+
+
+def test_commands_fit_the_system() -> None:
+    assert only(changed(CPU, python_has_venv=False)).command == "sudo apt-get install python3-venv"
+    assert only(changed(CPU, python_has_venv=False, os="Rocky Linux 9.4")).command == ""
+
+
+def test_a_name_from_the_node_is_quoted_in_the_command() -> None:
+    finding = only(changed(CPU, hostname="te1; reboot", hostname_address="127.0.1.1"))
+    assert finding.command == "getent ahostsv4 'te1; reboot'"
+
+
+def test_a_percent_sign_from_the_node_stays_what_it_is() -> None:
+    process = Process(7, "ann", "train --share 100%s", gpu_uuid=GOOD.gpus[0].uuid, used_mib=10)
+    assert only(changed(GOOD, gpu_processes=(process,))).what.endswith("GPU 0: train --share 100%s")
+
+
+def test_what_blocks_comes_first() -> None:
+    bad = changed(CPU, clock_offset=60.0, memory_total=1 * GIB, python="3.8.10", hostname_address="127.0.1.1")
+    severities = [finding.severity for finding in findings(bad)]
+    assert severities == [Severity.BLOCKS, Severity.WARNS, Severity.WARNS, Severity.WARNS]
