@@ -1,7 +1,7 @@
 """What is wrong with a node before anything starts there, told from its facts. Pure.
 
-Each check looks at one thing and yields what a person must know: what it means and what to do. What could not be
-observed is not a problem.
+Each check looks at one thing and yields what a person must know: what it means and what to do. What could not
+be observed is not a problem.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, in the language of the request. ``command`` can be copied to the node's "
-    "shell."""
+    """One thing that is wrong, in the language of the request; ``command`` is for its shell, to copy."""
 
     severity: Severity
     what: str
@@ -158,9 +157,7 @@ def _shared_memory(facts: Facts) -> Iterator[Finding]:
     if 0 < facts.shm_total < LEAST_SHM:
         finding = _blocks if len(facts.gpus) > 1 else _warns
         yield finding(
-            _(
-                "Shared memory (/dev/shm) has %(total)d MiB. Ray and a node's GPUs exchange data there and need 512."
-            )
+            _("Shared memory (/dev/shm) has %(total)d MiB. Ray and GPUs exchange data there and need 512.")
             % {"total": facts.shm_total // MIB},
             _("Make it bigger. In a container, start that with --shm-size=8g or --ipc=host."),
             command("sudo", "mount", "-o", "remount,size=8G", "/dev/shm").sh(),  # noqa: S108 - a mount point
