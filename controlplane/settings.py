@@ -187,7 +187,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "/static/"
-STATIC_ROOT = Path(os.environ.get("STATIC_ROOT") or BASE_DIR / "staticfiles")
+STATIC_ROOT = os.environ.get("STATIC_ROOT") or None  # where collectstatic gathers; embedded serves from static/ itself
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
@@ -198,7 +198,9 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": os.environ.get("LOG_LEVEL") or "INFO"},
-    "loggers": {"paramiko": {"level": "CRITICAL"}, "httpx": {"level": "WARNING"}},
+    "loggers": {"paramiko": {"level": "CRITICAL"}, "httpx": {"level": "WARNING"},
+                # a line for each look at an unfinished run, once a second, would drown what matters
+                "celery.worker.strategy": {"level": "WARNING"}, "celery.app.trace": {"level": "WARNING"}},
 }
 
 # --- Quarterdeck's own -----------------------------------------------------------------------------------------
