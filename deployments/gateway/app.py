@@ -7,6 +7,7 @@ then bytes pass through unparsed. What it refuses, it refuses in OpenAI's shape 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
@@ -39,7 +40,7 @@ class Call:
     content: bytes
     lines: bytes  # the client's header lines that go up
     marked: bytes  # the request id
-    language: str
+    headers: list[Header]
     send: Send
     answered: bool = False  # the first byte has gone to the client
 
@@ -82,6 +83,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
+            gc.freeze()  # what was imported stays: walking through it again and again would stop all streams
             self._directory = directory.Directory(self._load, self._listen)
             self._pool = client.Pool(self._limits)
 
@@ -124,7 +126,7 @@ class Gateway:
         content = await body.read(receive, wire.value_of(headers, b"content-length"))
         ask = body.understand(content, wire.value_of(headers, b"content-type"))
         route = await self._find(ask.model, view)
-        call = Call(path, ask, content, wire.going_up(headers), marked, language_of(headers), send)
+        call = Call(path, ask, content, wire.going_up(headers), marked, headers, send)
         async with UntilHangUp(receive):
             await self._forward(call, route)
 
@@ -196,7 +198,7 @@ class Gateway:
             if not events:
                 raise  # the body stays incomplete, which the client sees
             log.warning("Model %s: %s.", route.name, error)
-            last = b"data: " + unanswered(route.name, error).body(call.language) + b"\n\n"
+            last = b"data: " + unanswered(route.name, error).body(language_of(call.headers)) + b"\n\n"
             await send({"type": "http.response.body", "body": last})
             return
         await send({"type": "http.response.body", "body": relay.rest()})

@@ -83,6 +83,7 @@ class Exchange:
         self._extra = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._heard = False  # since the last `check`: looking at the clock for each chunk would cost more
         self._deadline = connection.loop.time() + limits.first_byte
 
     # What the one who asked calls.
@@ -90,14 +91,14 @@ class Exchange:
     async def head(self) -> None:
         """Wait for the status and headers."""
         while not self._headed:
-            await self._wait()
+            await self._more()
 
     async def read(self) -> bytes:
         """What has come since the last call; nothing only at the end. Raises `UpstreamError`."""
         while not self._chunks:
             if self.complete:
                 return b""
-            await self._wait()
+            await self._more()
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         if self._size > HIGH_WATER and not self.complete:
@@ -115,19 +116,17 @@ class Exchange:
         if not self.complete:
             self._connection.abort()
 
-    async def _wait(self) -> None:
+    def _more(self) -> asyncio.Future[None]:
+        """A future for the next thing that happens."""
         if self._error:
             raise self._error
         self._waiter = self._connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     # What the connection calls.
 
     def feed(self, data: bytes) -> None:
-        self._deadline = self._connection.loop.time() + self._limits.idle
+        self._heard = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -156,7 +155,10 @@ class Exchange:
 
     def check(self, now: float) -> None:
         """Fail when a reader has waited too long; a client that does not read is no fault of the server."""
-        if self._waiter is not None and now > self._deadline:
+        if self._heard or self._waiter is None:
+            self._heard = False
+            self._deadline = now + self._limits.idle
+        elif now > self._deadline:
             self.fail(TimedOut("it has been silent for too long"))
 
     @property
@@ -164,8 +166,9 @@ class Exchange:
         return self._framed and self._parser.should_keep_alive()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _finish(self) -> None:
         self.complete = True
@@ -200,8 +203,7 @@ class Exchange:
         self._size += len(data)
         if self._size > HIGH_WATER:
             self._connection.pause()
-        if self._waiter is not None:
-            self._wake()
+        self._wake()
 
     def on_message_complete(self) -> None:
         if self._headed and not self._extra and self._framed:

@@ -33,15 +33,19 @@ class Relay:
     def __init__(self, events: bool, strip: bool) -> None:
         self._events, self._strip = events, strip
         self._held = b""
-        self._tail = b""
         self._count = 0
+        self._before, self._last = b"", b""  # the end of the answer, where its usage is
 
     def feed(self, data: bytes) -> bytes:
         """What may be sent now. May be empty."""
-        if self._events:
+        if not self._events:
+            self._last = data if len(data) > _TAIL else self._last[-_TAIL:] + data
+            return data
+        if self._held or not data.endswith(b"\n\n"):
             data = self._whole(data)
+        if data:
             self._count += data.count(b"data: {")
-        self._tail = data[-_TAIL:] if len(data) >= _TAIL else (self._tail + data)[-_TAIL:]
+            self._before, self._last = self._last, data
         if self._strip and b'"usage"' in data and _NO_CHOICES.search(data):
             return _without_usage(data)
         return data
@@ -52,10 +56,8 @@ class Relay:
         return held
 
     def _whole(self, data: bytes) -> bytes:
-        if self._held:
-            data, self._held = self._held + data, b""
-        if data.endswith(b"\n\n"):
-            return data
+        """Whole events only; what is unfinished is held back, unless it is too much."""
+        data = self._held + data
         cut = data.rfind(b"\n\n") + 2
         if cut < 2:
             cut = 0 if len(data) <= _HELD else len(data)
@@ -64,7 +66,7 @@ class Relay:
 
     def tokens(self) -> Tokens:
         """The usage that the server reported last, or the events that were seen."""
-        usage = _last_usage(self._tail)
+        usage = _last_usage((self._before + self._last)[-2 * _TAIL :])
         if usage is None:
             return Tokens(0, self._count, estimated=True)
         prompt = usage.get("prompt_tokens", usage.get("input_tokens"))

@@ -1,4 +1,4 @@
-"""``manage.py gateway``: the gateway alone, for a process of its own beside the web process."""
+"""``manage.py gateway``: the gateway in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from django.core.management.base import BaseCommand, CommandParser
 
 
 class Command(BaseCommand):
-    help = "Serve /v1, the OpenAI-compatible gateway, without the pages."
+    help = "Serve /v1, the OpenAI-compatible gateway, without pages."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: loopback)")
-        parser.add_argument("--port", type=int, default=8100, help="the port to listen on (default: 8100)")
+        parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: loopback)")
+        parser.add_argument("--port", type=int, default=8100, help="default: 8100")
 
     def handle(self, *args: Any, **options: Any) -> None:
         uvicorn.run(
             "deployments.gateway.app:gateway",
             host=options["host"],
             port=options["port"],
-            access_log=False,  # usage is counted; a line for each request would cost more than the request
+            access_log=False,  # a line for each request would cost more than it tells
             log_config=None,
+            proxy_headers=False,
             server_header=False,
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=30,
         )
