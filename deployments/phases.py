@@ -117,6 +117,7 @@ MEASURES = (
         "graphs_gib", re.compile(r"Graph capturing finished in \d+ secs, took (\d+\.?\d*) GiB"), float, max
     ),
     Measure("kv_gib", re.compile(r"Available KV cache memory: (-?\d+\.?\d*) GiB"), float, min),
+    Measure("kv_gib", re.compile(r"Explicitly set \((\d+\.?\d*)/.* GiB for KV cache"), float, min),
     Measure("kv_tokens", re.compile(r"KV cache size: ([\d,]+) tokens"), _count),
     Measure("max_concurrency", re.compile(r"Maximum concurrency for .* per request: (\d+\.?\d*)x"), float),
     Measure("init_seconds", re.compile(r"init engine .* took (\d+\.?\d*) s"), float),
@@ -149,8 +150,8 @@ class PhaseReader:
 def advanced(progress: Progress, line: str) -> Progress:
     """The progress after one more line of the log."""
     text = parse(plain(line)).text
-    values = {measure.name: _value(measure, text, progress) for measure in MEASURES}
-    measured = {name: value for name, value in values.items() if value is not None}
+    values = [(measure.name, _value(measure, text, progress)) for measure in MEASURES]
+    measured = {name: value for name, value in values if value is not None}
     if measured:
         progress = replace(progress, measured={**progress.measured, **measured})
     for sign in SIGNS:

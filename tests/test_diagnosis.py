@@ -167,6 +167,13 @@ def test_what_failed_before_the_server_started_is_forgotten() -> None:
     )
 
 
+def test_what_breaks_while_the_server_is_stopped_is_no_failure() -> None:
+    broken = f"{ENGINE}vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
+    stop = "(APIServer pid=1) INFO 11-22 11:34:53 [x.py:254] [shutdown] API server: shutdown triggered\n"
+    assert match(stop + broken) is None
+    assert found(broken + stop).id == "engine-failed"
+
+
 def test_a_request_that_failed_is_no_failure_of_the_server() -> None:
     started = "(APIServer pid=1) INFO:     Application startup complete.\n"
     assert match(f"{started}(APIServer pid=1) ValueError: the prompt is too long\n") is None
@@ -227,7 +234,7 @@ def test_a_diagnosis_is_kept_without_its_words() -> None:
 
 @pytest.mark.parametrize("filler", ["four-hosts-flashinfer-missing.log", "four-hosts-pp4-ok.log"])
 def test_ten_megabytes_take_less_than_a_second(filler: str) -> None:
-    text = (LOGS / filler).read_text().replace("startup complete", "startup")
+    text = (LOGS / filler).read_text().replace("startup complete", "").replace("shutdown triggered", "")
     log = text * (10_000_000 // len(text)) + "OSError: [Errno 28] No space left on device\n"
     began = time.process_time()
     assert found(log)

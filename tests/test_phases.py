@@ -51,6 +51,7 @@ def test_every_phase_of_that_start_is_seen_in_its_order() -> None:
     ("log", "phase", "percent"),
     [
         ("four-hosts-tp4-eager-ok", "started", 99),
+        ("one-host-cpu-stopped-ok", "started", 99),
         ("four-hosts-flashinfer-missing", "weights", 60),
         ("memory", "weights", 60),
         ("heads-not-divisible-by-tp", "configuration", 7),
@@ -94,6 +95,13 @@ def test_the_one_line_form_of_newer_releases_is_read() -> None:
     line = b"GPU KV cache size: 2,086,608 tokens, Maximum concurrency for 4,096 tokens per request: 509.43x\n"
     assert read(line).measured == {"kv_tokens": 2_086_608, "max_concurrency": 509.43}
     assert read(b"CPU KV cache size: 34,944 tokens\n").measured == {"kv_tokens": 34_944}
+
+
+def test_the_figures_of_a_processor_are_read_too() -> None:
+    measured = read((LOGS / "one-host-cpu-stopped-ok.log").read_bytes()).measured
+    assert measured["version"] == "0.32.0"
+    assert (measured["kv_tokens"], measured["max_concurrency"], measured["shards"]) == (23_296, 2.84, "1/1")
+    assert measured["kv_gib"] == 0.5
 
 
 def test_a_reader_goes_on_where_another_was() -> None:

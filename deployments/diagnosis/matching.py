@@ -26,6 +26,7 @@ HALF = 4 * 1024 * 1024  # characters that are read of each end of a log; starts 
 MOST = 200  # places where one text is looked at: a log can repeat an error a million times
 EVIDENCE = 500  # characters
 STARTED = "Application startup complete"
+STOPPING = "[shutdown] API server: shutdown triggered"  # what breaks after it was meant to end
 
 EXCEPTION = re.compile(r"(?:Error|Exception): ")
 EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception): (?P<error>.+)")
@@ -91,9 +92,10 @@ class Clue(NamedTuple):
 def match(log: str) -> Diagnosis | None:
     """The failure that explains the log, or None when nothing in it failed.
 
-    Once the server has started, only what came after counts. Reads at most 8 MiB, in well under a second.
+    Once the server has started, only what came after counts; once it was told to stop, only what came before.
+    Reads at most 8 MiB, in well under a second.
     """
-    text = plain(log if len(log) <= 2 * HALF else f"{log[:HALF]}\n{log[-HALF:]}")
+    text = plain(log if len(log) <= 2 * HALF else f"{log[:HALF]}\n{log[-HALF:]}").partition(STOPPING)[0]
     started = text.rfind(STARTED)
     text = text[max(started, 0) :]
     clues = [clue for signature in SIGNATURES for clue in _known(signature, text)]
