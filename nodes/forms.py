@@ -14,7 +14,7 @@ from controlplane.secrets import Secret
 from nodes.models import Node
 from nodes.registration import Login
 
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 _ADDRESS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]+")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\$?")
 #: Words that are pages beside a node's own.
@@ -74,7 +74,7 @@ class NodeForm(DeckForm):
         name: str = self.cleaned_data["name"]
         if not _NAME.fullmatch(name) or name in RESERVED:
             raise ValidationError(
-                _("A name has letters, digits, dots and hyphens only, with a letter or digit at both ends.")
+                _("A name has letters, digits and hyphens only, with a letter or digit at both ends.")
             )
         if Node.objects.filter(name=name).exists():
             said = _("A node named %(name)s exists already. Choose another name.")

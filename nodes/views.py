@@ -24,6 +24,7 @@ from nodes import logs, registration
 from nodes.forms import NodeForm
 from nodes.models import Job, Node, Run
 from nodes.pages import fact_rows, fingerprint, key_file, sources, stories
+from nodes.preflight import findings
 
 PENDING = "pending_node"
 PENDING_SECONDS = 600
@@ -57,6 +58,7 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
         "stories": told,
         "sources": sources(told),
         "facts": fact_rows(found),
+        "findings": findings(found.facts) if found.facts_at else [],
         "pinned": fingerprint(found.host_key),
         "offered": fingerprint(found.offered_host_key),
         "offered_file": key_file(found.offered_host_key),
@@ -68,7 +70,8 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
 @role_required(OPERATOR)
 def new(request: SignedIn) -> HttpResponse:
     """Ask where the server is; then ask its host key and go on to the page that shows it."""
-    form = NodeForm(request.POST or None)
+    # Back from the fingerprint, everything but the secrets is still there.
+    form = NodeForm(request.POST or None, initial=request.session.get(PENDING))
     if request.method == "POST" and form.is_valid():
         try:
             request.session[PENDING] = _offer(form.login())

@@ -3,6 +3,9 @@
 
 const FIRST = 500;
 const LONGEST = 15000;
+const STEADY = 5000;
+const SIGNED_OUT = 4401; // the server's own codes
+const NOT_FOUND = 4404;
 
 /**
  * Connect to `address()` (a path; asked again at each attempt, so that it can carry the place to resume from).
@@ -14,6 +17,7 @@ export function connect(address, on) {
   let tries = 0;
   let opened = false;
   let lostAt = 0;
+  let openedAt = 0;
 
   function open() {
     clearTimeout(timer);
@@ -21,7 +25,7 @@ export function connect(address, on) {
     socket = new WebSocket(`${scheme}//${location.host}${address()}`);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      tries = 0;
+      openedAt = Date.now();
       lostAt = 0;
       on.open?.(opened);
       opened = true;
@@ -30,12 +34,20 @@ export function connect(address, on) {
     socket.onclose = lose;
   }
 
-  function lose() {
+  function lose({ code }) {
     socket = null;
+    if (code === SIGNED_OUT) return location.reload();
+    if (code === NOT_FOUND) {
+      stop();
+      return on.refused?.();
+    }
     lostAt ||= Date.now();
+    if (openedAt && lostAt - openedAt > STEADY) tries = 0; // else it was accepted only to be closed again
+    openedAt = 0;
     on.lost?.(lostAt);
     timer = setTimeout(open, Math.min(LONGEST, FIRST * 2 ** tries) * (0.7 + Math.random() * 0.6));
     tries += 1;
+    return undefined;
   }
 
   function hurry() {

@@ -1,5 +1,5 @@
-// The log viewer. Draws a job's log from its first byte and follows it; after a lost connection it resumes at the byte
-// it has drawn, so that no line is missing or doubled.
+// The log viewer. Draws a job's log and follows it; after a lost connection it resumes at the byte it has drawn, so that
+// no line is missing or doubled.
 
 import { connect } from "./socket.js";
 import { Lines } from "./lines.js";
@@ -38,15 +38,18 @@ class Tail {
     this.socket?.stop();
     this.job = job;
     this.lines = new Lines();
+    this.heard = false; // a first request is answered with the end of a long log
     this.view.clear(`/jobs/${job}/log`);
     this.view.say(this.text.waiting);
-    this.socket = connect(() => `/ws/log/${job}?after=${this.lines.offset}`, {
+    this.socket = connect(() => `/ws/log/${job}${this.heard ? `?after=${this.lines.offset}` : ""}`, {
       message: (event) => this.receive(event.data),
       lost: () => this.view.say(this.text.lost),
+      refused: () => this.view.say(this.text.missing),
     });
   }
 
   receive(data) {
+    this.heard = true;
     if (typeof data === "string") {
       this.told(JSON.parse(data));
       return;

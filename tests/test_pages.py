@@ -1,0 +1,494 @@
+"""Every page: who may see it, what it says when there is nothing, and how bad input is told."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from django.utils import timezone
+
+from controlplane.problems import Problem
+from deployments import key_views, overview, rollout
+from deployments.models import ApiKey, Deployment
+from nodes import registration, views
+from nodes.models import Cluster, Job, Node, Run, Step
+from nodes.remote.ssh import HostKey
+
+pytestmark = pytest.mark.django_db
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"
+OTHER_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEffffffffffffffffffffffffffffffffffffffffff"
+FORM = {
+    "name": "te1",
+    "address": "172.18.81.126",
+    "port": "22",
+    "user": "root",
+    "method": "password",
+    "password": "correct horse",
+}
+PAGES = ["overview", "nodes", "node-new", "deployments", "deployment-new", "playground", "keys"]
+
+
+def signed_in(role: str) -> Client:
+    user = User.objects.create_user(role, password="harbour-light-7")
+    if role == "superuser":
+        User.objects.filter(pk=user.pk).update(is_superuser=True)
+    elif role != "nobody":
+        user.groups.add(Group.objects.get_or_create(name=role)[0])
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def admin() -> Client:
+    return signed_in("admin")
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node.objects.create(name="te1", address="172.18.81.126", user="root", state="ready", host_key=KEY)
+
+
+@pytest.fixture
+def deployment(node: Node) -> Deployment:
+    cluster = Cluster.objects.create(name="te1", head=node)
+    return Deployment.objects.create(name="smollm2", model="demo", cluster=cluster, port=20700, state="ready")
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = HostKey(KEY)
+    monkeypatch.setattr(registration, "offered_key", lambda login: key)
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise Problem("te1 refuses the password of root.", "Type it again.")
+
+
+def text_of(response: Any) -> str:
+    return re.sub(r"\s+", " ", response.content.decode())
+
+
+# --- who may see what ---
+
+
+def _patterns(resolver: URLResolver) -> Iterator[URLPattern]:
+    for entry in resolver.url_patterns:
+        if isinstance(entry, URLResolver):
+            yield from _patterns(entry)
+        else:
+            yield entry
+
+
+ARGUMENTS: dict[str, list[Any]] = {"key-revoke": [1], "job-log": ["00000000-0000-0000-0000-000000000000"]}
+OPEN = {"sign-in", "sign-out", "language"}
+
+
+def _address(pattern: URLPattern) -> str:
+    name = str(pattern.name)
+    wants_name = "name" in pattern.pattern.converters
+    return reverse(name, args=ARGUMENTS.get(name, ["te1"] if wants_name else []))
+
+
+def test_a_stranger_is_sent_to_sign_in_from_every_page() -> None:
+    for pattern in _patterns(get_resolver()):
+        if pattern.name not in OPEN:
+            address = _address(pattern)
+            response = Client().get(address)
+            assert response.status_code == 302, pattern.name
+            assert response["Location"] == f"{reverse('sign-in')}?next={address}"
+
+
+def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None:
+    viewer = signed_in("viewer")
+    tried = [pattern for pattern in _patterns(get_resolver()) if pattern.name not in OPEN]
+    statuses = {str(pattern.name): viewer.post(_address(pattern)).status_code for pattern in tried}
+    read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground", "job-log"}
+    assert {name for name, status in statuses.items() if status == 405} == read_only
+    assert {status for name, status in statuses.items() if name not in read_only} == {403}
+
+
+@pytest.mark.parametrize("name", ["node-remove", "node-approve-key"])
+def test_an_operator_may_not_do_what_only_an_admin_may(name: str, node: Node) -> None:
+    assert signed_in("operator").post(reverse(name, args=["te1"])).status_code == 403
+
+
+def test_a_user_in_no_group_is_a_viewer_and_a_superuser_an_admin(node: Node) -> None:
+    assert "Remove" not in text_of(signed_in("nobody").get(node.get_absolute_url()))
+    assert "Remove" in text_of(signed_in("superuser").get(node.get_absolute_url()))
+
+
+def test_a_wrong_password_is_told_and_the_user_name_kept() -> None:
+    response = Client().post(reverse("sign-in"), {"username": "mei", "password": "wrong"})
+    assert "do not match an account" in text_of(response)
+    assert 'value="mei"' in text_of(response)
+    assert "wrong" not in text_of(response)
+
+
+# --- empty states and contents ---
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_works_with_nothing_there(name: str, admin: Client) -> None:
+    assert admin.get(reverse(name)).status_code == 200
+
+
+def test_the_first_page_offers_the_demo_and_says_what_it_costs(admin: Client) -> None:
+    page = text_of(admin.get(reverse("overview")))
+    for words in (
+        "Try a small model on this machine",
+        "about 0.6 GiB",
+        "about 3 to 5 minutes",
+        "about 3 GiB",
+    ):
+        assert words in page
+    assert reverse("node-new") in page
+
+
+def test_the_demo_leads_to_its_deployment(
+    admin: Client, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview.rollout, "try_demo", lambda by: deployment)
+    response = admin.post(reverse("try-demo"), headers={"HX-Request": "true"})
+    assert response["HX-Redirect"] == deployment.get_absolute_url()
+
+
+def test_a_node_page_tells_its_runs_and_offers_their_logs(admin: Client, node: Node) -> None:
+    run = Run.objects.create(story="prepare", about=node.subject, state="running")
+    job = Job.objects.create(node=node, name="packages", state="running")
+    kinds = ["environment", "packages"]
+    Step.objects.create(run=run, stage=0, kind=kinds[0], node=node, state="skipped", reason="there already")
+    Step.objects.create(run=run, stage=1, kind=kinds[1], node=node, state="running", job=job)
+    page = text_of(admin.get(node.get_absolute_url()))
+    assert "there already" in page
+    assert f'<option value="{job.pk}">' in page
+    assert f'data-log="{job.pk}"' in page
+
+
+def test_a_changed_host_key_shows_both_fingerprints(admin: Client, node: Node) -> None:
+    Node.objects.update(offered_host_key=OTHER_KEY)
+    page = text_of(admin.get(node.get_absolute_url()))
+    assert HostKey(KEY).fingerprint in page
+    assert HostKey(OTHER_KEY).fingerprint in page
+    assert "approve the new key" in page
+
+
+def test_a_key_that_changed_again_is_not_approved(
+    admin: Client, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Node.objects.update(offered_host_key=OTHER_KEY)
+    approved: list[Node] = []
+    monkeypatch.setattr(views.registration, "approve_new_key", lambda node, by: approved.append(node))
+    address = reverse("node-approve-key", args=["te1"])
+    assert admin.post(address, {"fingerprint": "SHA256:another"}).status_code == 409
+    assert not approved
+    assert admin.post(address, {"fingerprint": HostKey(OTHER_KEY).fingerprint}).status_code == 302
+    assert approved == [node]
+
+
+def test_a_deployment_page_says_how_to_call_it(admin: Client, deployment: Deployment) -> None:
+    page = text_of(admin.get(deployment.get_absolute_url()))
+    assert "http://testserver/v1/chat/completions" in page
+    assert 'base_url="http://testserver/v1"' in page
+    assert deployment.fresh().api_key.reveal() not in page
+
+
+def test_a_failed_deployment_shows_its_reason_and_a_next_step(admin: Client, deployment: Deployment) -> None:
+    Deployment.objects.update(state="failed", reason="/data/none has no config.json.")
+    page = text_of(admin.get(deployment.get_absolute_url()))
+    assert "/data/none has no config.json." in page
+    assert "then start again" in page
+
+
+def test_a_hostile_name_in_a_row_is_shown_as_text(admin: Client, node: Node) -> None:
+    Node.objects.update(reason="<script>alert(1)</script>", state="failed")
+    page = text_of(admin.get(node.get_absolute_url()))
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+# --- registering a node ---
+
+
+def test_registering_shows_the_fingerprint_and_pins_exactly_that_key(
+    admin: Client, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def register(login: registration.Login, key_line: str, by: User) -> Node:
+        seen.append((login.password.reveal(), key_line))
+        return Node.objects.create(name=login.name, address=login.address, user=login.user)
+
+    monkeypatch.setattr(views.registration, "register", register)
+    assert admin.post(reverse("node-new"), FORM)["Location"] == reverse("node-approve")
+    page = text_of(admin.get(reverse("node-approve")))
+    assert HostKey(KEY).fingerprint in page
+    assert "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub" in page
+    assert "correct horse" not in page
+    approved = admin.post(reverse("node-approve"), {"fingerprint": HostKey(KEY).fingerprint})
+    assert approved["Location"] == reverse("node", args=["te1"])
+    assert seen == [("correct horse", KEY)]
+    assert admin.get(reverse("node-approve")).status_code == 409
+
+
+def test_the_session_keeps_the_login_only_sealed(admin: Client, offered: None) -> None:
+    admin.post(reverse("node-new"), FORM)
+    assert "correct horse" not in str(dict(admin.session))
+    assert (
+        registration.Login.unseal(admin.session[views.PENDING]["login"]).password.reveal() == "correct horse"
+    )
+
+
+def test_another_fingerprint_than_the_one_shown_is_not_approved(admin: Client, offered: None) -> None:
+    admin.post(reverse("node-new"), FORM)
+    assert admin.post(reverse("node-approve"), {"fingerprint": "SHA256:other"}).status_code == 409
+    assert not Node.objects.exists()
+
+
+def test_a_pending_registration_is_forgotten_after_ten_minutes(
+    admin: Client, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.post(reverse("node-new"), FORM)
+    later = time.time() + 601
+    monkeypatch.setattr(views.time, "time", lambda: later)
+    response = admin.get(reverse("node-approve"))
+    assert response.status_code == 409
+    assert "Fill in the registration form again." in text_of(response)
+    assert views.PENDING not in admin.session
+
+
+def test_a_server_that_cannot_be_reached_is_told_beside_the_form(
+    admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views.registration, "offered_key", refuse)
+    response = admin.post(reverse("node-new"), FORM)
+    page = text_of(response)
+    assert response.status_code == 409
+    assert "te1 refuses the password of root." in page
+    assert "Type it again." in page
+    assert 'value="172.18.81.126"' in page
+    assert "correct horse" not in page
+
+
+def test_a_refused_password_is_told_beside_the_fingerprint(
+    admin: Client, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views.registration, "register", refuse)
+    admin.post(reverse("node-new"), FORM)
+    response = admin.post(reverse("node-approve"), {"fingerprint": HostKey(KEY).fingerprint})
+    assert response.status_code == 409
+    assert "te1 refuses the password of root." in text_of(response)
+    assert 'value="172.18.81.126"' in text_of(admin.get(reverse("node-new")))
+
+
+def test_a_private_key_is_never_written_back(admin: Client) -> None:
+    private = "-----BEGIN OPENSSH PRIVATE KEY-----"
+    response = admin.post(reverse("node-new"), {**FORM, "method": "key", "private_key": private, "port": "0"})
+    assert response.status_code == 409
+    assert private not in text_of(response)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("port", "99999", "A port is a number from 1 to 65535."),
+        ("port", "ssh", "A port is a number from 1 to 65535."),
+        ("name", "te 1; rm -rf /", "A name has letters, digits and hyphens only"),
+        ("name", "new", "A name has letters, digits and hyphens only"),
+        ("address", "root@te1", "This is not a host name or IP address."),
+        ("address", "-oProxyCommand=x", "This is not a host name or IP address."),
+        ("user", "root$(id)", "This is not the name of a Linux user."),
+        ("password", "", "Type the password, or choose Private key above."),
+    ],
+)
+def test_a_field_that_cannot_be_right_says_so(admin: Client, field: str, value: str, sentence: str) -> None:
+    response = admin.post(reverse("node-new"), {**FORM, field: value})
+    assert response.status_code == 409
+    assert sentence in text_of(response)
+
+
+# --- deployments ---
+
+DEPLOY = {"source": "path", "path": "/data/models/qwen", "name": "qwen", "extra": ""}
+
+
+def test_options_reach_the_rollout_with_their_types(
+    admin: Client, node: Node, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+
+    def create(*arguments: Any) -> Deployment:
+        made.append(arguments)
+        return deployment
+
+    monkeypatch.setattr(rollout, "create", create)
+    extra = "--enforce-eager\nseed=1\n swap-space = 0.5\nchat-template=/data/t.jinja"
+    admin.post(
+        reverse("deployment-new"), {**DEPLOY, "node": node.pk, "max_model_len": "4096", "extra": extra}
+    )
+    name, model, on, port, options, _by = made[0]
+    assert (name, model, on, port) == ("qwen", "/data/models/qwen", node, None)
+    assert options == {
+        "enforce-eager": True,
+        "seed": 1,
+        "swap-space": 0.5,
+        "chat-template": "/data/t.jinja",
+        "max-model-len": 4096,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"path": "models/qwen"}, "Type the absolute path"),
+        ({"name": "Qwen 14B"}, "A name has small letters"),
+        ({"port": "80"}, "A port here is a number from 1024 to 65535."),
+        ({"extra": "rm -rf /"}, "is not a flag."),
+        ({"extra": "api-key=mine"}, "api-key is set by Quarterdeck itself."),
+    ],
+)
+def test_a_deployment_that_cannot_be_right_says_so(
+    admin: Client, node: Node, change: dict[str, str], sentence: str
+) -> None:
+    response = admin.post(reverse("deployment-new"), {**DEPLOY, "node": str(node.pk), **change})
+    assert response.status_code == 409
+    assert sentence in text_of(response)
+    assert not Deployment.objects.exists()
+
+
+def test_a_port_in_use_is_told_beside_the_form(
+    admin: Client, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*arguments: Any) -> Deployment:
+        raise Problem("Port 20700 on te1 is taken by smollm2.", "Choose another port.")
+
+    monkeypatch.setattr(rollout, "create", taken)
+    response = admin.post(reverse("deployment-new"), {**DEPLOY, "node": node.pk, "port": "20700"})
+    page = text_of(response)
+    assert response.status_code == 409
+    assert "Port 20700 on te1 is taken by smollm2." in page
+    assert 'value="/data/models/qwen"' in page
+
+
+@pytest.mark.parametrize("act", ["start", "stop", "delete"])
+def test_an_act_that_is_refused_becomes_an_alert_of_the_page(
+    act: str, admin: Client, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout, act, refuse)
+    address = reverse(f"deployment-{act}", args=[deployment.name])
+    response = admin.post(address, headers={"HX-Request": "true"})
+    assert response.status_code == 409
+    assert response["HX-Retarget"] == "#alerts"
+    assert "te1 refuses the password of root." in text_of(response)
+    assert "<html" not in text_of(response)
+    whole = admin.post(address)
+    assert whole.status_code == 409
+    assert "<html" in text_of(whole)
+
+
+# --- playground and keys ---
+
+
+def test_the_playground_prefers_a_deployment_that_answers(admin: Client, deployment: Deployment) -> None:
+    Deployment.objects.create(name="a-draft", model="demo", cluster=deployment.cluster, port=20701)
+    assert '<option value="smollm2" selected>' in text_of(admin.get(reverse("playground")))
+    page = text_of(admin.get(reverse("playground"), {"model": "a-draft"}))
+    assert '<option value="a-draft" selected>a-draft (draft)' in page
+    assert "a-draft does not answer now: draft." in page
+
+
+def test_a_key_is_shown_once(admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(owner: User, name: str) -> tuple[ApiKey, str]:
+        return ApiKey.objects.create(owner=owner, name=name, prefix="qd-abc", digest="d"), "qd-abc-secret"
+
+    monkeypatch.setattr(key_views.gateway_keys, "create", create)
+    response = admin.post(reverse("keys"), {"name": "batch"})
+    assert "qd-abc-secret" in text_of(response)
+    assert response["Cache-Control"] == "no-store"
+    assert "qd-abc-secret" not in text_of(admin.get(reverse("keys")))
+
+
+def test_nobody_sees_or_revokes_the_key_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = User.objects.create_user("owner")
+    key = ApiKey.objects.create(
+        owner=owner, name="theirs", prefix="qd-x", digest="d", created_at=timezone.now()
+    )
+    operator = signed_in("operator")
+    assert "theirs" not in text_of(operator.get(reverse("keys")))
+    assert operator.post(reverse("key-revoke", args=[key.pk])).status_code == 404
+
+
+# --- around every page ---
+
+
+def test_the_policy_allows_nothing_inline_and_nothing_from_elsewhere(admin: Client) -> None:
+    policy = admin.get(reverse("overview"))["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "../../etc/passwd", "Europe", "\x00", "nowhere"])
+def test_a_time_zone_cookie_may_hold_anything(zone: str, admin: Client) -> None:
+    admin.cookies["tz"] = zone
+    assert admin.get(reverse("overview")).status_code == 200
+
+
+def test_times_are_shown_in_the_zone_of_the_browser(admin: Client, node: Node) -> None:
+    moment = datetime(2026, 1, 1, 20, 30, tzinfo=UTC)
+    Run.objects.create(story="prepare", about=node.subject, created_at=moment)
+    admin.cookies["tz"] = "Asia/Shanghai"
+    assert ">04:30</time>" in text_of(admin.get(reverse("overview")))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_theme_is_in_the_page_before_any_script(theme: str) -> None:
+    client = Client()
+    client.cookies["theme"] = theme
+    assert f'data-theme="{theme}"' in text_of(client.get(reverse("sign-in")))
+
+
+def test_a_job_log_is_downloaded_byte_for_byte(
+    admin: Client, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job.objects.create(node=node, name="packages")
+    pieces = [b"one\r", b"\xe4\xbd", b"\xa0\n", b"\x1b[31mred"]
+    monkeypatch.setattr(views.logs, "read_all", lambda job: iter(pieces))
+    response = admin.get(reverse("job-log", args=[job.pk]))
+    assert b"".join(response.streaming_content) == b"".join(pieces)
+    assert response["Content-Disposition"] == f'attachment; filename="{job.pk}.log"'
+
+
+def test_a_host_out_of_reach_says_so_instead_of_an_empty_log(
+    admin: Client, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(job: Job) -> Iterator[bytes]:
+        raise Problem("te1 does not answer.", "Try again later.")
+        yield b""
+
+    monkeypatch.setattr(views.logs, "read_all", gone)
+    job = Job.objects.create(node=node, name="packages")
+    response = admin.get(reverse("job-log", args=[job.pk]))
+    assert response.status_code == 409
+    assert "te1 does not answer." in text_of(response)
+
+
+def test_lists_take_the_same_number_of_queries_however_long_they_are(
+    admin: Client, deployment: Deployment, django_assert_max_num_queries: Callable[[int], Any]
+) -> None:
+    for number in range(20):
+        run = Run.objects.create(story="prepare", about=deployment.cluster.head.subject, state="done")
+        Step.objects.create(run=run, stage=0, kind="packages", node=deployment.cluster.head, state="done")
+        Deployment.objects.create(
+            name=f"d{number}", model="demo", cluster=deployment.cluster, port=20800 + number
+        )
+    for name in ("overview", "nodes", "deployments", "playground"):
+        with django_assert_max_num_queries(12):
+            admin.get(reverse(name))
