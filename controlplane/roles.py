@@ -20,7 +20,7 @@ _RANK = {VIEWER: 0, OPERATOR: 1, ADMIN: 2}
 class SignedIn(HttpRequest):
     """A request behind `LoginRequiredMiddleware`: its user is a real one. For type hints only."""
 
-    user: User  # type: ignore[assignment]
+    user: User
 
 
 def role_of(user: AbstractBaseUser | AnonymousUser) -> str:

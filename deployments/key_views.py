@@ -5,7 +5,7 @@ from __future__ import annotations
 from django import forms
 from django.contrib import messages
 from django.db.models import Q, QuerySet
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -28,7 +28,7 @@ class KeyForm(DeckForm):
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
-def keys(request: SignedIn) -> HttpResponse:
+def keys(request: SignedIn) -> HttpResponseBase:
     """The list; a POST makes a key (operators) and shows it, this once."""
     return _create(request) if request.method == "POST" else _page(request, form=KeyForm())
 

@@ -186,5 +186,6 @@ def job_log(request: HttpRequest, job_id: uuid.UUID) -> StreamingHttpResponse:
 
 async def _in_thread(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
     iterator = iter(pieces)
-    while (piece := await sync_to_async(next)(iterator, None)) is not None:
+    read = sync_to_async(lambda: next(iterator, None))
+    while (piece := await read()) is not None:
         yield piece

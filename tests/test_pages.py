@@ -15,9 +15,10 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from django.utils import timezone
 
 from controlplane.problems import Problem
-from deployments import key_views, overview, rollout
+from deployments import rollout
+from deployments.gateway import keys as gateway_keys
 from deployments.models import ApiKey, Deployment
-from nodes import registration, views
+from nodes import logs, registration, views
 from nodes.models import Cluster, Job, Node, Run, Step
 from nodes.remote.ssh import HostKey
 
@@ -156,7 +157,7 @@ def test_the_first_page_offers_the_demo_and_says_what_it_costs(admin: Client) ->
 def test_the_demo_leads_to_its_deployment(
     admin: Client, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overview.rollout, "try_demo", lambda by: deployment)
+    monkeypatch.setattr(rollout, "try_demo", lambda by: deployment)
     response = admin.post(reverse("try-demo"), headers={"HX-Request": "true"})
     assert response["HX-Redirect"] == deployment.get_absolute_url()
 
@@ -186,7 +187,7 @@ def test_a_key_that_changed_again_is_not_approved(
 ) -> None:
     Node.objects.update(offered_host_key=OTHER_KEY)
     approved: list[Node] = []
-    monkeypatch.setattr(views.registration, "approve_new_key", lambda node, by: approved.append(node))
+    monkeypatch.setattr(registration, "approve_new_key", lambda node, by: approved.append(node))
     address = reverse("node-approve-key", args=["te1"])
     assert admin.post(address, {"fingerprint": "SHA256:another"}).status_code == 409
     assert not approved
@@ -227,7 +228,7 @@ def test_registering_shows_the_fingerprint_and_pins_exactly_that_key(
         seen.append((login.password.reveal(), key_line))
         return Node.objects.create(name=login.name, address=login.address, user=login.user)
 
-    monkeypatch.setattr(views.registration, "register", register)
+    monkeypatch.setattr(registration, "register", register)
     assert admin.post(reverse("node-new"), FORM)["Location"] == reverse("node-approve")
     page = text_of(admin.get(reverse("node-approve")))
     assert HostKey(KEY).fingerprint in page
@@ -258,7 +259,7 @@ def test_a_pending_registration_is_forgotten_after_ten_minutes(
 ) -> None:
     admin.post(reverse("node-new"), FORM)
     later = time.time() + 601
-    monkeypatch.setattr(views.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     response = admin.get(reverse("node-approve"))
     assert response.status_code == 409
     assert "Fill in the registration form again." in text_of(response)
@@ -268,7 +269,7 @@ def test_a_pending_registration_is_forgotten_after_ten_minutes(
 def test_a_server_that_cannot_be_reached_is_told_beside_the_form(
     admin: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views.registration, "offered_key", refuse)
+    monkeypatch.setattr(registration, "offered_key", refuse)
     response = admin.post(reverse("node-new"), FORM)
     page = text_of(response)
     assert response.status_code == 409
@@ -281,7 +282,7 @@ def test_a_server_that_cannot_be_reached_is_told_beside_the_form(
 def test_a_refused_password_is_told_beside_the_fingerprint(
     admin: Client, offered: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(views.registration, "register", refuse)
+    monkeypatch.setattr(registration, "register", refuse)
     admin.post(reverse("node-new"), FORM)
     response = admin.post(reverse("node-approve"), {"fingerprint": HostKey(KEY).fingerprint})
     assert response.status_code == 409
@@ -409,7 +410,7 @@ def test_a_key_is_shown_once(admin: Client, monkeypatch: pytest.MonkeyPatch) -> 
     def create(owner: User, name: str) -> tuple[ApiKey, str]:
         return ApiKey.objects.create(owner=owner, name=name, prefix="qd-abc", digest="d"), "qd-abc-secret"
 
-    monkeypatch.setattr(key_views.gateway_keys, "create", create)
+    monkeypatch.setattr(gateway_keys, "create", create)
     response = admin.post(reverse("keys"), {"name": "batch"})
     assert "qd-abc-secret" in text_of(response)
     assert response["Cache-Control"] == "no-store"
@@ -460,9 +461,9 @@ def test_a_job_log_is_downloaded_byte_for_byte(
 ) -> None:
     job = Job.objects.create(node=node, name="packages")
     pieces = [b"one\r", b"\xe4\xbd", b"\xa0\n", b"\x1b[31mred"]
-    monkeypatch.setattr(views.logs, "read_all", lambda job: iter(pieces))
+    monkeypatch.setattr(logs, "read_all", lambda job: iter(pieces))
     response = admin.get(reverse("job-log", args=[job.pk]))
-    assert b"".join(response.streaming_content) == b"".join(pieces)
+    assert b"".join(response) == b"".join(pieces)
     assert response["Content-Disposition"] == f'attachment; filename="{job.pk}.log"'
 
 
@@ -473,7 +474,7 @@ def test_a_host_out_of_reach_says_so_instead_of_an_empty_log(
         raise Problem("te1 does not answer.", "Try again later.")
         yield b""
 
-    monkeypatch.setattr(views.logs, "read_all", gone)
+    monkeypatch.setattr(logs, "read_all", gone)
     job = Job.objects.create(node=node, name="packages")
     response = admin.get(reverse("job-log", args=[job.pk]))
     assert response.status_code == 409

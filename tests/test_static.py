@@ -1,4 +1,4 @@
-"""What the browser is given: nothing inline, nothing from elsewhere, no library changed after it was fetched."""
+"""What the browser is given: nothing inline, nothing from elsewhere, no library changed on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every template may use: icons, sizes, times, and the one place where a state gets its word and look."""
+"""What every template may use: icons, sizes, times, and the one place where a state gets its look."""
 
 from __future__ import annotations
 
