@@ -1,7 +1,7 @@
 """How vLLM is started: the options as a file, the rest as environment. Pure.
 
-vLLM's ``--config`` takes YAML with the names of its options as keys, so nothing that a person typed is part of a command
-line. On nodes without a GPU a few options get defaults that fit them.
+vLLM's ``--config`` takes YAML with the names of its options as keys, so nothing that a person typed is part
+of a command line. On nodes without a GPU a few options get defaults that fit them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,27 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST_VALUE = 20_000
 _SERVE = 'exec "$1" serve --config "$QD_JOB/serve.yaml"'
 
-# Small enough for any machine that can run the engine at all, and for a start in half a minute. Without one of the
-# KV cache's sizes vLLM on CPUs takes 92 % of the host's memory.
+# Small enough for any machine that can run the engine at all. Left to itself, vLLM takes 92 % of the host's
+# memory for its KV cache on CPUs.
 _CPU_DEFAULTS = {"max-num-seqs": 8, "kv-cache-memory-bytes": 512 * 2**20}
-_CPU_LONGEST_CONTEXT = 4096
 
 
 def serve(
-    *, site: Site, facts: Facts, plan: PortPlan, address: str, name: str, model: str, port: int, api_key: Secret,
+    *,
+    site: Site,
+    facts: Facts,
+    plan: PortPlan,
+    address: str,
+    name: str,
+    model: str,
+    port: int,
+    api_key: Secret,
     options: Mapping[str, Any],
 ) -> Command:
-    """Serve the model at path ``model`` under ``name`` on Ray. Ends when vLLM does: to be run as a service, on the head.
+    """Serve the model at path ``model`` under ``name`` on Ray, from the head. Runs until it is stopped.
 
-    ``address`` is the head's own address, where the server listens; ``options`` are vLLM's own flag names and values.
-    Raises `Problem` for options that cannot be.
+    ``address`` is the head's own address, where the server listens; ``options`` are vLLM's own flag names and
+    values. Raises `Problem` for options that cannot be passed on.
     """
     config = {
         "model": model,
@@ -52,13 +59,15 @@ def serve(
         "distributed-executor-backend": "ray",
         **engine_options(facts, checked(options)),
     }
-    return script(_SERVE, f"{site.environment}/bin/vllm", env={
+    env = {
         **worker_environment(facts, site, address),
         **client_environment(site, plan, address),
         **_ENGINE_ENVIRONMENT[facts.engine],
         **_ENVIRONMENT,
         "VLLM_API_KEY": api_key,
-    }).with_files({"serve.yaml": yaml.safe_dump(config, sort_keys=False).encode("ascii")})
+    }
+    written = yaml.safe_dump(config, sort_keys=False).encode("ascii")
+    return script(_SERVE, f"{site.environment}/bin/vllm", env=env).with_files({"serve.yaml": written})
 
 
 _ENVIRONMENT = {
@@ -87,26 +96,29 @@ def engine_options(facts: Facts, options: Mapping[str, Any]) -> Mapping[str, Any
         del defaults["kv-cache-memory-bytes"]
     if "compilation-config" not in options:
         # Eager is ready soonest, but skips the warm-up in which the buffers between pipeline stages are made.
-        pipeline = int(options.get("pipeline-parallel-size", 1)) > 1
-        defaults |= {"compilation-config": {"mode": 2, "backend": "eager"}} if pipeline else {"enforce-eager": True}
+        pipeline = str(options.get("pipeline-parallel-size", 1)) != "1"
+        plain = {"compilation-config": {"mode": 2, "backend": "eager"}}
+        defaults |= plain if pipeline else {"enforce-eager": True}
     return {**defaults, **options}
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options under vLLM's names: lower case, with dashes. Raises `Problem` for one that cannot be passed on."""
+    """The options under vLLM's names for them. Raises `Problem` for one that cannot be passed on."""
     result: dict[str, Any] = {}
     for typed, value in options.items():
         name = typed.strip().removeprefix("--").replace("_", "-").lower()
         if not _NAME.fullmatch(name):
             raise Problem(
                 _("“%(name)s” is not the name of a vLLM option.") % {"name": typed[:80]},
-                _("Write it as vLLM does, for example max-model-len."))
+                _("Write it as vLLM does, for example max-model-len."),
+            )
         if name in OWN_OPTIONS:
             raise Problem(
                 _("The option %(name)s is set by Quarterdeck, from the deployment.") % {"name": name},
-                _("Leave it out."))
+                _("Leave it out."),
+            )
         if name in result:
-            raise Problem(_("The option %(name)s is given twice.") % {"name": name}, _("Leave one of them out."))
+            raise Problem(_("The option %(name)s is given twice.") % {"name": name}, _("Leave one out."))
         _check_value(name, value)
         result[name] = value
     return result
@@ -120,4 +132,5 @@ def _check_value(name: str, value: Any) -> None:
     if dashes or not known or len(repr(value)) > _LONGEST_VALUE:
         raise Problem(
             _("The value of %(name)s cannot be passed to vLLM.") % {"name": name},
-            _("Give a number, a text that does not begin with a dash, true, false, a list or an object."))
+            _("Give a number, a text that does not begin with a dash, true, false, a list or an object."),
+        )

@@ -1,7 +1,7 @@
-"""Recipes: what has to be done on a node, as pure functions from facts to a command, or to "already so". Pure.
+"""Recipes: what has to be done on a node, as functions from facts to a command, or to "already so". Pure.
 
-The programs in ``assets/`` run on nodes (Python's standard library, and there what the environment has); the package
-sets in ``presets/`` are what an environment consists of.
+The programs in ``assets/`` are shipped to nodes and run there; the package sets in ``presets/`` are what a
+node's Python environment consists of.
 """
 
 from __future__ import annotations

@@ -12,19 +12,14 @@ _DEMO_NAME = "smollm2-135m-instruct"
 
 _MAKE_DEMO = 'exec "$1" "$QD_JOB/demo_model.py" "$2" "$3"'
 _LOOK = """
+fail() { echo "$1" >&2; exit 1; }
 case "$1" in
   /*) ;;
-  *) echo "$1 is not an absolute path. Give the model's directory from the root on, as in /data/models/name." >&2; exit 1
+  *) fail "$1 is not an absolute path. Give the model's directory from the root on, as in /data/models/name."
 esac
-if [ ! -e "$1" ]; then
-  echo "There is no $1 on this server. Copy the model there, to the same path on every server of the cluster." >&2; exit 1
-fi
-if [ ! -d "$1" ]; then
-  echo "$1 is not a directory. A model is a directory with config.json, the tokenizer and the weights." >&2; exit 1
-fi
-if [ ! -r "$1/config.json" ]; then
-  echo "$1 has no config.json that $(id -un) can read, so it is no model directory that vLLM can serve." >&2; exit 1
-fi
+[ -e "$1" ] || fail "There is no $1 on this server. Copy the model there, or correct the path."
+[ -d "$1" ] || fail "$1 is not a directory. A model is one, with config.json, the tokenizer and the weights."
+[ -r "$1/config.json" ] || fail "$1 has no config.json that $(id -un) can read: it is no model directory."
 du -shL -- "$1"
 """
 
@@ -35,15 +30,15 @@ def demo_path(site: Site) -> str:
 
 
 def demo_model(facts: Facts, site: Site) -> Command | Satisfied:
-    """Fetch SmolLM2-135M-Instruct and convert it to a Hugging Face directory: about 25 s, 90 MB fetched, 270 MB kept."""
+    """Fetch SmolLM2-135M-Instruct and make it a Hugging Face directory: 25 s, 90 MB fetched, 270 MB kept."""
     if _DEMO_NAME in facts.models:
         return Satisfied(demo_path(site))
-    return script(_MAKE_DEMO, site.interpreter, _DEMO_REQUIREMENT, demo_path(site)).with_files(
-        {"demo_model.py": asset("demo_model.py")})
+    files = {"demo_model.py": asset("demo_model.py")}
+    return script(_MAKE_DEMO, site.interpreter, _DEMO_REQUIREMENT, demo_path(site)).with_files(files)
 
 
 def model_present(path: str) -> Recipe:
-    """The recipe that looks whether ``path``, absolute, is a model directory; its job fails with a sentence if not."""
+    """The recipe that looks whether ``path`` is a model directory; if not, its job says why and fails."""
 
     def recipe(facts: Facts, site: Site) -> Command | Satisfied:
         return script(_LOOK, path)

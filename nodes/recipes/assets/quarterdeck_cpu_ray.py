@@ -1,8 +1,8 @@
 """A vLLM platform plugin for hosts without a GPU: it lets Ray place vLLM's workers on CPUs.
 
-Stock vLLM refuses Ray on CPUs, since it places one worker on each of Ray's GPUs and its CPU platform names none. Here
-the CPU platform goes by Ray's resource "GPU"; Ray is started with ``--num-gpus=1`` and does not look for a real one.
-Installed into CPU environments only.
+Stock vLLM refuses Ray on CPUs, since it places one worker on each of Ray's GPUs and its CPU platform names
+none. Here the CPU platform goes by Ray's resource "GPU"; Ray is started with ``--num-gpus=1`` and does not
+look for a real one. Installed into CPU environments only.
 """
 
 from vllm.platforms.cpu import CpuPlatform

@@ -13,7 +13,8 @@ try:
     socket.create_connection((host, int(port)), 1).close()
 except OSError as error:
     sys.exit(f"Ray does not listen on {host}:{port} yet: {error}")
-asked = subprocess.run([ray, "status", "--address", f"{host}:{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+question = [ray, "status", "--address", f"{host}:{port}"]
+asked = subprocess.run(question, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 print(asked.stdout)
 nodes = asked.stdout.partition("Active:")[2].partition("Pending:")[0].count("node_")
 resources = re.findall(r"^ (\S+/\S+ (?:GPU|CPU))\b", asked.stdout, re.MULTILINE)
