@@ -45,7 +45,7 @@ class Command(BaseCommand):
         option("--once", action="store_true", help="the demo, then stop everything and print a line of JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
         os.umask(0o077)  # what lies in var/ is nobody else's business
         translation.activate(_language())
