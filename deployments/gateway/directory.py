@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
-from django.db import DatabaseError, close_old_connections
+from django.db import Error, close_old_connections
 from django.utils.translation import gettext_lazy as _
 
 from controlplane import streams
@@ -116,7 +116,7 @@ class Directory:
                 self._view = await loop.run_in_executor(self._thread, self._load, self._view)
                 self._started_at = started_at
             except Exception as error:  # the task's boundary: the last view serves on
-                unusual = not isinstance(error, DatabaseError)
+                unusual = not isinstance(error, Error)
                 log.warning("The gateway could not read keys and routes: %s", error, exc_info=unusual)
             async with self._changed:
                 self._changed.notify_all()

@@ -13,18 +13,22 @@ import string
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import User
 from django.core import signing
+from django.db.models import Sum
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from deployments.gateway.errors import ApiError, Header, Text
+from deployments.gateway.limits import Allowance
 from deployments.gateway.routes import poke
 from deployments.models import ApiKey
+from deployments.usage import KeyLimits, Usage
 
+UNLIMITED = Allowance()
 PREFIX = "qd-"
 SESSION_PREFIX = "qs-"
 SESSION_SECONDS = 12 * 3600
@@ -39,6 +43,8 @@ class Caller:
     user_id: int
     key_id: int | None = None
     expires_at: float = float("inf")  # Unix time
+    allowance: Allowance = UNLIMITED
+    used_today: int = 0  # tokens written down since midnight UTC; known for keys with a limit on it
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,38 @@ def session_token(user: User) -> str:
 
 def load() -> Keyring:
     """All usable keys from the database."""
+    allowances = _allowances()
+    used = _used_today([key for key, allowance in allowances.items() if allowance.tokens_per_day is not None])
     usable = ApiKey.objects.filter(revoked_at=None, owner__is_active=True)
     callers = {
-        digest: Caller(owner, pk, expires.timestamp() if expires else float("inf"))
+        digest: Caller(owner, pk, _ending(expires), allowances.get(pk, UNLIMITED), used.get(pk, 0))
         for digest, owner, pk, expires in usable.values_list("digest", "owner_id", "pk", "expires_at")
     }
     users = get_user_model().objects.filter(is_active=True).values_list("pk", flat=True)
     return Keyring(callers, frozenset(users))
+
+
+def _ending(expires_at: datetime | None) -> float:
+    return expires_at.timestamp() if expires_at else float("inf")
+
+
+def _allowances() -> dict[int, Allowance]:
+    return {
+        row.key_id: Allowance(
+            row.requests_per_minute,
+            row.tokens_per_minute,
+            row.tokens_per_day,
+            row.concurrent,
+            frozenset(row.only_models),
+        )
+        for row in KeyLimits.objects.all()
+    }
+
+
+def _used_today(of: list[int]) -> dict[int | None, int]:
+    rows = Usage.objects.filter(day=datetime.now(UTC).date(), key__in=of) if of else Usage.objects.none()
+    sums = rows.order_by().values_list("key").annotate(Sum("prompt_tokens"), Sum("completion_tokens"))
+    return {key: prompt + completion for key, prompt, completion in sums}
 
 
 def presented(headers: list[Header]) -> str:

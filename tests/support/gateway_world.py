@@ -17,6 +17,7 @@ from deployments.gateway.app import Gateway
 from deployments.gateway.client import Limits, Origin
 from deployments.gateway.directory import View
 from deployments.gateway.keys import Caller, Keyring
+from deployments.gateway.meter import Count, Counts, Line
 from deployments.gateway.routes import Replica, Route
 
 KEY = "qd-a-key-for-tests"
@@ -31,6 +32,7 @@ class World:
         self.routes: dict[str, Route] = {name: route(name, what) for name, what in routes.items()}
         self.fails: Exception | None = None
         self.looks = 0
+        self.counted: dict[Line, Count] = {}
         self.poke: Callable[[], None] = lambda: None
 
     def load(self, last: View | None) -> View:
@@ -43,8 +45,14 @@ class World:
         self.poke = poked
         await asyncio.Event().wait()
 
-    def gateway(self, limits: Limits | None = None) -> Gateway:
-        return Gateway(self.load, self.listen, limits)
+    def write(self, counts: Counts) -> None:
+        if self.fails:
+            raise self.fails
+        for line, count in counts.items():
+            self.counted.setdefault(line, Count()).add(count)
+
+    def gateway(self, times: Limits | None = None) -> Gateway:
+        return Gateway(self.load, self.listen, self.write, times)
 
 
 def route(name: str, *what: int | str) -> Route:
