@@ -27,9 +27,7 @@ def plan_on_cpu(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes) -
     if wishes.tensor not in (None, 1) or wishes.pipeline not in (None, 1) or wishes.replicas not in (None, 1):
         return Plan(problems=(_("None of the hosts has a GPU; without one there is a single worker."),))
     sequences = wishes.max_num_seqs or SEQUENCES
-    memory = Memory(
-        model, 1, wishes.having(enforce_eager=True), wishes.batched_tokens or BATCHED_TOKENS, sequences
-    )
+    memory = Memory(model, 1, wishes.having(enforce_eager=True), wishes.batched_tokens or BATCHED_TOKENS, sequences)
     layers = len(model.layers)
     weights, overhead = memory.weights(0, layers), memory.overhead(0, layers) + RUNTIME
     left = host.memory_available_mib * MIB - weights - overhead
@@ -59,15 +57,9 @@ def plan_on_cpu(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes) -
 
 def _reasons(host: HostSpec, weights: int, cache: int, tokens: int) -> tuple[str, ...]:
     return (
-        _(
-            "There is no GPU, so vLLM runs as one worker on the processors of %(host)s: good for a trial,"
-            " slow for more."
-        )
+        _("There is no GPU, so vLLM runs as one worker on the processors of %(host)s: good for a trial, slow for more.")
         % {"host": host.name},
-        _(
-            "The weights take %(weights)s of its memory, the KV cache %(cache)s with room for %(tokens)s"
-            " tokens."
-        )
+        _("The weights take %(weights)s of its memory, the KV cache %(cache)s with room for %(tokens)s tokens.")
         % {"weights": gib(weights), "cache": gib(cache), "tokens": count(tokens)},
     )
 
@@ -81,9 +73,7 @@ def _too_large(host: HostSpec, needed: int, left: int) -> str:
             "needed": gib(needed),
             "free": gib(host.memory_available_mib * MIB),
         }
-    return _(
-        "%(host)s has %(left)s of memory left for the KV cache, which is not enough for the wished context."
-    ) % {
+    return _("%(host)s has %(left)s of memory left for the KV cache, which is not enough for the wished context.") % {
         "host": host.name,
         "left": gib(left),
     }

@@ -31,8 +31,7 @@ def read_model(directory: Path) -> ModelConfig:
         return ModelConfig.from_config(config, tensor_bytes(directory))
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         raise BadInput(
-            _("%(path)s cannot be understood: %(error)r.")
-            % {"path": directory / "config.json", "error": error}
+            _("%(path)s cannot be understood: %(error)r.") % {"path": directory / "config.json", "error": error}
         ) from error
 
 
@@ -46,9 +45,7 @@ def read_hosts(path: Path) -> Hosts:
     if len({host.name for host in hosts}) < len(hosts):
         raise BadInput(_("%(path)s names a host twice.") % {"path": path})
     gbps = data.get("network_gbps")
-    if gbps is not None and (
-        isinstance(gbps, bool) or not isinstance(gbps, int | float) or not 0 < gbps < 1e6
-    ):
+    if gbps is not None and (isinstance(gbps, bool) or not isinstance(gbps, int | float) or not 0 < gbps < 1e6):
         raise BadInput(_("network_gbps must be a number above 0, not %(value)r.") % {"value": gbps})
     return Hosts(hosts, gbps)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from django.utils.translation import gettext as _
@@ -89,6 +89,12 @@ def speed_of(name: str) -> Speed:
     return Speed(row[0] * 1e9, row[1] * 1e12, row[2] * 1e9 or _PCIE)
 
 
+@lru_cache(maxsize=1024)
+def _whole_percent(total: int, taken: int) -> float:
+    """The share that is left of ``total``, rounded down to a hundredth."""
+    return max(0.0, math.floor(100 * (total - taken) / total) / 100)
+
+
 @dataclass(frozen=True)
 class GpuSpec:
     """One GPU as nvidia-smi names it. ``memory_used_mib`` is what other processes hold."""
@@ -125,8 +131,7 @@ class GpuSpec:
         vLLM refuses to start when less than utilization × total is free after its CUDA context.
         """
         context = CONTEXT_BYTES + (NCCL_BYTES if workers > 1 else 0)
-        free = self.usable_bytes - self.memory_used_mib * MIB - context
-        return max(0.0, math.floor(100 * free / self.usable_bytes) / 100)
+        return _whole_percent(self.usable_bytes, self.memory_used_mib * MIB + context)
 
     def requested(self, utilization: float) -> int:
         """Bytes that vLLM takes for itself, all told."""
@@ -169,8 +174,7 @@ class HostSpec:
     def from_facts(cls, name: str, facts: Facts) -> Self:
         """A node as it was last seen."""
         gpus = tuple(
-            GpuSpec(g.index, g.name, g.memory_total_mib, g.memory_used_mib, g.compute_capability)
-            for g in facts.gpus
+            GpuSpec(g.index, g.name, g.memory_total_mib, g.memory_used_mib, g.compute_capability) for g in facts.gpus
         )
         return cls(name, gpus, facts.memory_total // MIB, facts.memory_available // MIB)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, islice, pairwise
 from typing import NamedTuple
 
 from django.utils.translation import gettext as _
 
-from deployments.plan.hosts import DEFAULT_UTILIZATION, GpuSpec, HostSpec, Speed
+from deployments.plan.hosts import DEFAULT_UTILIZATION, GpuSpec, HostSpec, Speed, speed_of
 from deployments.plan.memory import Memory, Stage, even_partition
 from deployments.plan.model import ModelConfig
 from deployments.plan.wishes import Wishes
@@ -37,15 +37,18 @@ class Group:
 
     @cached_property
     def speed(self) -> Speed:
-        speeds = {seat.gpu.name: seat.gpu.speed for seat in self.seats}.values()
-        return Speed(
-            min(s.memory for s in speeds), min(s.compute for s in speeds), min(s.link for s in speeds)
-        )
+        return _slowest(frozenset(seat.gpu.name for seat in self.seats))
 
     @cached_property
     def kind(self) -> tuple[int, Speed, bool]:
         """Groups of one kind behave alike."""
         return self.requested, self.speed, self.crosses
+
+
+@cache
+def _slowest(names: frozenset[str]) -> Speed:
+    memory, compute, link = zip(*map(speed_of, names), strict=True)
+    return Speed(min(memory), min(compute), min(link))
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,7 @@ def tensor_problem(model: ModelConfig, tensor: int, wishes: Wishes) -> str:
             "tensor": tensor,
         }
     for width in model.intermediate:
-        if width % tensor and not (
-            wishes.expert_parallel and width == model.intermediate[0] and model.experts
-        ):
+        if width % tensor and not (wishes.expert_parallel and width == model.intermediate[0] and model.experts):
             return _("The MLP's width of %(width)d cannot be divided by %(tensor)d.") % {
                 "width": width,
                 "tensor": tensor,
@@ -92,12 +93,9 @@ def tensor_problem(model: ModelConfig, tensor: int, wishes: Wishes) -> str:
     return ""
 
 
-def pipeline_sizes(layers: int, groups: int, wished: int | None) -> list[int]:
-    """Pipeline sizes worth a look: all small ones, then coarser steps."""
-    most = min(layers, groups)
-    if wished:
-        return [wished] if wished <= most else []
-    return [p for p in chain(range(1, 9), _LARGE_PIPELINES) if p <= most]
+def pipeline_sizes(limit: int) -> list[int]:
+    """Pipeline sizes worth a look up to ``limit``: all small ones, then coarser steps."""
+    return [size for size in chain(range(1, 9), _LARGE_PIPELINES) if size <= limit]
 
 
 def levels(seats: Sequence[Seat], workers: int, wishes: Wishes) -> list[float]:
@@ -114,19 +112,14 @@ def levels(seats: Sequence[Seat], workers: int, wishes: Wishes) -> list[float]:
 def seats_of(hosts: Sequence[HostSpec]) -> list[list[Seat]]:
     """All GPUs by host, alike next to alike and the strongest first, so that groups are of one kind."""
     rows = [
-        [
-            Seat(host.name, gpu)
-            for gpu in sorted(host.gpus, key=lambda g: (-g.speed.memory, g.name, -g.usable_bytes))
-        ]
+        [Seat(host.name, gpu) for gpu in sorted(host.gpus, key=lambda g: (-g.speed.memory, g.name, -g.usable_bytes))]
         for host in hosts
         if host.gpus
     ]
     return sorted(rows, key=lambda row: (-row[0].gpu.speed.memory, row[0].gpu.name, -row[0].gpu.usable_bytes))
 
 
-def groups_of(
-    rows: Sequence[Sequence[Seat]], tensor: int, utilization: float, workers: int
-) -> list[list[Group]]:
+def groups_of(rows: Sequence[Sequence[Seat]], tensor: int, utilization: float, workers: int) -> list[list[Group]]:
     """GPUs with enough free memory by ``tensor``: inside hosts if any host has enough, else across."""
     free = [[s for s in row if s.gpu.most_utilization(workers) >= utilization] for row in rows]
     local = [_chunks(row, tensor, utilization) for row in free]
@@ -169,9 +162,7 @@ class Copies:
         first = next(fitting, None)
         if first is None:
             return []
-        alike = (
-            copy for copy in fitting if copy.partition == first.partition
-        )  # one configuration for all servers
+        alike = (copy for copy in fitting if copy.partition == first.partition)  # one configuration for all servers
         return [first, *islice(alike, most - 1)]
 
     def copy(self, groups: tuple[Group, ...]) -> Copy:

@@ -28,10 +28,7 @@ def impossible(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes) ->
         )
     if tensor * pipeline * replicas > total > 0:
         problems.append(
-            _(
-                "TP=%(tensor)d × PP=%(pipeline)d × %(replicas)d copies needs %(needed)d GPUs; there are"
-                " %(total)d."
-            )
+            _("TP=%(tensor)d × PP=%(pipeline)d × %(replicas)d copies needs %(needed)d GPUs; there are %(total)d.")
             % {
                 "tensor": tensor,
                 "pipeline": pipeline,

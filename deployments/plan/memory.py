@@ -1,19 +1,20 @@
 """What a rank holds: weights, working memory, and the KV cache that is left. All sizes in bytes.
 
 Checked against real starts (four H200, Qwen2.5-14B, utilization 0.75): PP=4 loaded 7.66 and 6.21 GiB where
-this says 7.67 and 6.22, and kept 95.52 GiB for the cache where this says 95.26; TP=4 without graphs loaded 6.97
-and kept 97.24 where this says 6.94 and 96.9. tests/test_plan_measured.py holds it to that.
+this says 7.67 and 6.22, and kept 95.52 GiB for the cache where this says 95.26; TP=4 without graphs loaded
+6.97 and kept 97.24 where this says 6.94 and 96.9. tests/test_plan_measured.py holds it to that.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 from deployments.plan.hosts import GIB, MIB, GpuSpec
-from deployments.plan.model import Layer, ModelConfig
+from deployments.plan.model import ModelConfig
 from deployments.plan.quantisation import DTYPE_BYTES
 from deployments.plan.wishes import Wishes
 
@@ -63,14 +64,13 @@ class Memory:
     @cached_property
     def kv_per_layer(self) -> int:
         wished = self.wishes.kv_dtype
-        return self.model.kv_bytes_per_token(
-            self.tensor, DTYPE_BYTES[wished] if wished else self.model.precision.other
-        )
+        return self.model.kv_bytes_per_token(self.tensor, DTYPE_BYTES[wished] if wished else self.model.precision.other)
 
     @cached_property
     def layer_sums(self) -> Sequence[int]:
         """Bytes of the first n layers on one rank, for n from 0."""
-        return list(accumulate((self._layer(layer) for layer in self.model.layers), initial=0))
+        sizes = (int(self.model.layer_bytes(layer, self.tensor)) for layer in self.model.layers)
+        return list(accumulate(sizes, initial=0))
 
     @cached_property
     def expert_sums(self) -> Sequence[int]:
@@ -83,12 +83,6 @@ class Memory:
         m = self.model
         share = m.experts_per_token / m.experts if m.experts else 0.0
         return list(accumulate((a.split + a.kv + a.experts * share for a in m.layers), initial=0.0))
-
-    def _layer(self, layer: Layer) -> int:
-        p, tensor = self.model.precision, self.tensor
-        copies = 1 if self.model.latent else max(1, tensor // self.model.kv_heads)
-        linear = (layer.split + layer.kv * copies) / tensor * p.linear
-        return int(linear + layer.experts / tensor * p.expert + layer.whole * p.other)
 
     @cached_property
     def table(self) -> int:
@@ -164,14 +158,12 @@ class Memory:
         """Each stage takes as many layers as its GPUs hold beside ``tokens``; later ones get one at least."""
         count, lo, parts = len(self.model.layers), 0, []
         for j, size in enumerate(requested):
-            hi = lo
-            most = count - (len(requested) - j - 1)
-            while hi < most and self._holds(lo, hi + 1, size, tokens):
-                hi += 1
-            if hi == lo:
+            ends = range(lo + 1, count - (len(requested) - j - 1) + 1)
+            taken = bisect_left(ends, True, key=lambda hi: not self._holds(lo, hi, size, tokens))
+            if not taken:
                 return None
-            parts.append(hi - lo)
-            lo = hi
+            parts.append(taken)
+            lo += taken
         return tuple(parts) if lo == count else None
 
     def _holds(self, lo: int, hi: int, size: int, tokens: int) -> bool:

@@ -129,15 +129,17 @@ class ModelConfig:
     @cached_property
     def weights_bytes(self) -> int:
         """Bytes of all weights on one GPU without any parallelism."""
-        dense, expert = self._linear
-        other = self.parameters - dense - expert + self.extra
-        p = self.precision
-        return int(dense * p.linear + expert * p.expert + other * p.other)
+        p, layers = self.precision, sum(sum(layer) for layer in self.layers)
+        tables = self.parameters - layers + self.extra
+        return int(tables * p.other + sum(self.layer_bytes(layer) for layer in self.layers))
 
-    @property
-    def _linear(self) -> tuple[int, int]:
-        """Parameters that quantisation applies to: outside and inside the experts."""
-        return sum(a.split + a.kv for a in self.layers), sum(a.experts for a in self.layers)
+    def layer_bytes(self, layer: Layer, tensor: int = 1) -> float:
+        """Bytes of a layer on one of ``tensor`` ranks."""
+        p = self.precision
+        copies = 1 if self.latent else max(1, tensor // self.kv_heads)
+        whole = p.linear if self.latent else p.other  # MLA's down-projections outweigh norms and router by far
+        split = (layer.split + layer.kv * copies) * p.linear + layer.experts * p.expert
+        return split / tensor + layer.whole * whole
 
     def kv_bytes_per_token(self, tensor: int, kv_width: float) -> int:
         """Bytes one token leaves in one layer's cache on one rank; MLA's latent is copied to all ranks."""
@@ -148,7 +150,9 @@ class ModelConfig:
     def with_checkpoint(self, size: int) -> Self:
         """The same model, corrected by the size of its tensors on disk, in bytes."""
         if self.precision.quantised:
-            return replace(self, precision=self.precision.scaled(size / max(1, self.weights_bytes)))
+            rest = replace(self, precision=self.precision.scaled(0)).weights_bytes
+            ratio = max(0.0, size - rest) / max(1, self.weights_bytes - rest)
+            return replace(self, precision=self.precision.scaled(ratio))
         missing = size / self.precision.stored - self.parameters
         return replace(self, extra=int(missing) if missing > 0.005 * self.parameters else 0)
 
@@ -167,8 +171,7 @@ def _whole(config: Config, key: str) -> int:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise BadInput(
-            _("config.json says %(key)s is %(value)r; a whole number above 0 is needed.")
-            % {"key": key, "value": value}
+            _("config.json says %(key)s is %(value)r; a whole number above 0 is needed.") % {"key": key, "value": value}
         )
     return value
 

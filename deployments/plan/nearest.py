@@ -33,9 +33,7 @@ _STEPS: tuple[tuple[str, ...], ...] = (
 _TIMES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
-def nearest(
-    model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network_gbps: float
-) -> Nearest | None:
+def nearest(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network_gbps: float) -> Nearest | None:
     """The nearest wish that fits these hosts; else what would fit if others left, or with more such hosts."""
     for given_up in _STEPS:
         if not set(given_up) & set(wishes.flags):
@@ -82,16 +80,16 @@ def _wish(model: ModelConfig, chosen: Candidate, wishes: Wishes, given_up: Seque
     }
     both_sizes = set(_LAYOUT[:2]) if set(given_up) & set(_LAYOUT) else set()
     changed = {
-        name: value
-        for name, value in fits.items()
-        if name in both_sizes or (name in given_up and name in wishes.flags)
+        name: value for name, value in fits.items() if name in both_sizes or (name in given_up and name in wishes.flags)
     }
-    words = ", ".join(f"{name}={value}" for name, value in changed.items() if value != wishes.flags.get(name))
+    drop = tuple(name for name in given_up if name in wishes.flags and name not in changed)
+    new = [f"{name}={value}" for name, value in changed.items() if value != wishes.flags.get(name)]
+    words = ", ".join([*new, *(_("no %(flag)s") % {"flag": name} for name in drop)])
     sentence = _("The nearest that fits: %(flags)s, with room for %(tokens)s tokens.") % {
         "flags": words or layout(*chosen.size),
         "tokens": count(chosen.kv_tokens),
     }
-    return Nearest(sentence, Layout(*chosen.size), changed, len(chosen.seats))
+    return Nearest(sentence, Layout(*chosen.size), changed, len(chosen.seats), drop)
 
 
 def _more(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, gbps: float) -> Nearest | None:
@@ -99,6 +97,8 @@ def _more(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, gbps: f
     relaxed = wishes.without(*_LAYOUT)
     largest = max(hosts, key=lambda host: sum(gpu.usable_bytes for gpu in host.gpus))
     for times in _TIMES:
+        if times * sum(gpu.usable_bytes for gpu in largest.gpus) < model.weights_bytes:
+            continue
         more = [replace(largest, name=f"{largest.name}-{i + 1}") for i in range(times)]
         chosen = _best(model, more, relaxed, gbps) or _best(model, more, relaxed.without(*_LENGTH), gbps)
         if chosen:

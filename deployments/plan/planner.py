@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from deployments.plan.cpu import plan_on_cpu
 from deployments.plan.hosts import HostSpec
@@ -23,9 +24,7 @@ from deployments.plan.words import gib
 ASSUMED_GBPS = 10.0
 
 
-def plan(
-    model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network_gbps: float | None = None
-) -> Plan:
+def plan(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network_gbps: float | None = None) -> Plan:
     """The best layout for the wishes, its flags and reasons; or what is in the way, and what would fit.
 
     ``network_gbps`` is the measured speed between hosts, one way. Where no host has a GPU, one CPU worker is
@@ -45,10 +44,9 @@ def plan(
         return _feasible(case, chosen, found, notes)
     problems = problems or (_obstacles(case, found) if search.seats else [])
     near = nearest(model, hosts, wishes, gbps)
-    others = tuple(_possible(c, _("Fits, but is not what was asked for.")) for c in found.candidates)
-    return Plan(
-        problems=(*problems, *notes), alternatives=(*others, *map(_refused, found.refusals)), nearest=near
-    )
+    fits = _("Fits, but is not what was asked for.")
+    others = tuple(_possible(c, problems[0] if matches(c, wishes) else fits) for c in found.candidates)
+    return Plan(problems=(*problems, *notes), alternatives=(*others, *map(_refused, found.refusals)), nearest=near)
 
 
 def precise(model: ModelConfig, wishes: Wishes) -> ModelConfig:
@@ -143,16 +141,16 @@ def _refused(refusal: Refusal) -> Alternative:
 def _obstacles(case: Case, found: Found) -> list[str]:
     """Why nothing fits: of the layout that was asked for, or of the one that came nearest."""
     wishes = case.wishes
-    asked = [
-        r
-        for r in found.refusals
-        if wishes.tensor in (None, r.tensor) and wishes.pipeline in (None, r.pipeline)
-    ]
+    asked = [r for r in found.refusals if wishes.tensor in (None, r.tensor) and wishes.pipeline in (None, r.pipeline)]
     best = max(asked, key=lambda r: (r.kv_tokens, r.tensor * r.pipeline), default=None)
     offered = sum(seat.gpu.requested(seat.gpu.most_utilization(2)) for seat in case.seats)
     if case.model.weights_bytes > offered:
         return [
-            _("The weights take %(weights)s; the GPUs (%(count)d) have %(free)s free altogether.")
+            ngettext(
+                "The weights take %(weights)s; the GPU has %(free)s free.",
+                "The weights take %(weights)s; the %(count)d GPUs have %(free)s free altogether.",
+                len(case.seats),
+            )
             % {"weights": gib(case.model.weights_bytes), "count": len(case.seats), "free": gib(offered)}
         ]
     return [best.why] if best else [_("No layout fits on these GPUs.")]

@@ -35,14 +35,13 @@ class Precision:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         stored = DTYPE_BYTES.get(dtype, 2)
-        plain = cls(
-            dtype, 2, 2, 2, stored
-        )  # vLLM loads float32 checkpoints in 16 bits unless --dtype says otherwise
+        plain = cls(dtype, 2, 2, 2, stored)  # vLLM loads float32 checkpoints in 16 bits unless --dtype says otherwise
         q = config.get("quantization_config")
         if not isinstance(q, dict):
             return plain
         method = str(q.get("quant_method") or q.get("quant_algo") or "quantised").lower()
         bits, group = _bits(q, method), _group(q)
+        method = "fp8" if _is_fp8(q) else method
         width = bits / 8 + (_SCALES / group if bits < 8 else 0)
         # gpt-oss: MXFP4 is for the experts alone
         return replace(plain, linear=2 if method == "mxfp4" else width, expert=width, quantised=method)
@@ -78,6 +77,14 @@ def _bits(q: Mapping[str, Any], method: str) -> float:
         weights = next(iter(groups.values())).get("weights") or {}
         return float(weights.get("num_bits") or 8)
     return float(q.get("bits") or q.get("w_bit") or 8)
+
+
+def _is_fp8(q: Mapping[str, Any]) -> bool:
+    """Whether compressed-tensors holds 8-bit floats, which need the same GPUs as fp8 does."""
+    groups = q.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
+    weights = (first or {}).get("weights") or {}
+    return weights.get("type") == "float" and weights.get("num_bits") == 8
 
 
 def _group(q: Mapping[str, Any]) -> float:

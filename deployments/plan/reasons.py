@@ -38,9 +38,7 @@ def reasons(case: Case, chosen: Candidate, length: int) -> list[str]:
 
 def _weights(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
     offered = max(group.requested for copy in chosen.copies for group in copy.groups)
-    yield _(
-        "The weights take %(weights)s; vLLM may use %(offered)s of one %(gpu)s (%(share).2f of its memory)."
-    ) % {
+    yield _("The weights take %(weights)s; vLLM may use %(offered)s of one %(gpu)s (%(share).2f of its memory).") % {
         "weights": gib(case.model.weights_bytes),
         "offered": gib(offered),
         "gpu": chosen.seats[0].gpu.name,
@@ -77,13 +75,13 @@ def _tensor(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
     if not chosen.tensor_crosses:
         yield _("Tensor parallelism talks in every layer; here it stays inside a host.")
     elif case.gbps >= NVLINK_GBPS:
-        yield _(
-            "The network of %(gbps)g Gbit/s is as fast as NVLink, so tensor parallelism may cross hosts."
-        ) % {"gbps": case.gbps}
+        yield _("The network of %(gbps)g Gbit/s is as fast as NVLink, so tensor parallelism may cross hosts.") % {
+            "gbps": case.gbps
+        }
     else:
-        yield _(
-            "Tensor parallelism over hosts was asked for: all %(layers)d layers wait for the network twice."
-        ) % {"layers": len(case.model.layers)}
+        yield _("Tensor parallelism over hosts was asked for: all %(layers)d layers wait for the network twice.") % {
+            "layers": len(case.model.layers)
+        }
 
 
 def _pipeline(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
@@ -168,12 +166,8 @@ def _context(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
             "own": count(own),
         }
     elif not wished:
-        yield _("A request may be as long as the model allows, %(length)s tokens.") % {
-            "length": count(length)
-        }
-    yield _(
-        "%(requests).1f requests of %(length)s tokens fit at once; more of them wait, or shorter ones fit."
-    ) % {
+        yield _("A request may be as long as the model allows, %(length)s tokens.") % {"length": count(length)}
+    yield _("%(requests).1f requests of %(length)s tokens fit at once; more of them wait, or shorter ones fit.") % {
         "requests": chosen.kv_tokens / length,
         "length": count(length),
     }
@@ -192,23 +186,15 @@ def _ranking(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
         "speed": rate(chosen.speed),
     }
     if not case.measured and len({seat.host for seat in case.seats}) > 1:
-        yield _("The network between the hosts was not measured; %(gbps)g Gbit/s are assumed.") % {
-            "gbps": case.gbps
-        }
+        yield _("The network between the hosts was not measured; %(gbps)g Gbit/s are assumed.") % {"gbps": case.gbps}
 
 
 def _model(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
     model = case.model
     if model.latent:
-        yield _(
-            "The model keeps one latent vector a token (MLA), which every rank of a tensor group must hold"
-            " whole."
-        )
+        yield _("The model keeps one latent vector a token (MLA), which every rank of a tensor group must hold whole.")
     if model.sliding:
-        yield _(
-            "Some layers keep only a window of the context, so the KV cache will hold more than predicted"
-            " here."
-        )
+        yield _("Some layers keep only a window of the context, so the KV cache will hold more than predicted here.")
     if not model.latent and chosen.tensor > model.kv_heads:
         yield _("With fewer KV heads than GPUs each KV head is held by %(count)d GPUs.") % {
             "count": chosen.tensor // model.kv_heads
@@ -227,10 +213,7 @@ def why_lower(case: Case, chosen: Candidate, other: Candidate) -> str:
         "own": count(min(chosen.target, chosen.kv_tokens)),
     }
     if case.wishes.tensor not in (None, other.tensor) or case.wishes.pipeline not in (None, other.pipeline):
-        return (
-            _("Not what was asked for. Expected: about %(speed)s tokens a second, room for %(tokens)s.")
-            % words
-        )
+        return _("Not what was asked for. Expected: about %(speed)s tokens a second, room for %(tokens)s.") % words
     if other.tensor_crosses and case.gbps < NVLINK_GBPS:
         return (
             _(
@@ -241,29 +224,28 @@ def why_lower(case: Case, chosen: Candidate, other: Candidate) -> str:
         )
     if other.speed < NEAR * chosen.speed:
         return _("Slower: about %(speed)s tokens a second instead of %(best)s.") % words
-    if other.crosses and not chosen.crosses:
-        return (
-            _("About as fast (%(speed)s tokens a second), but each copy would depend on the network.") % words
-        )
-    if other.worth < ROOMY * chosen.worth and other.kv_tokens < min(other.target, chosen.kv_tokens):
+    if other.stacked and not chosen.stacked:
         return (
             _(
-                "About as fast (%(speed)s tokens a second), but the longest request could have %(longest)s"
-                " tokens instead of"
-                " %(own)s."
+                "Inside a host tensor parallelism comes first, since it answers a single request sooner."
+                " Expected: about %(speed)s tokens a second."
             )
             % words
+        )
+    if other.crosses and not chosen.crosses:
+        return _("About as fast (%(speed)s tokens a second), but each copy would depend on the network.") % words
+    return _less_room(chosen, other) % words
+
+
+def _less_room(chosen: Candidate, other: Candidate) -> str:
+    """What tells two layouts of about the same speed apart."""
+    if other.worth < ROOMY * chosen.worth and other.kv_tokens < min(other.target, chosen.kv_tokens):
+        return _(
+            "About as fast (%(speed)s tokens a second), but the longest request could have %(longest)s tokens"
+            " instead of %(own)s."
         )
     if other.worth < ROOMY * chosen.worth:
-        return (
-            _(
-                "About as fast (%(speed)s tokens a second), but room for %(tokens)s tokens instead of"
-                " %(room)s."
-            )
-            % words
-        )
+        return _("About as fast (%(speed)s tokens a second), but room for %(tokens)s tokens instead of %(room)s.")
     if other.tensor * other.pipeline > chosen.tensor * chosen.pipeline:
-        return _("About as fast and as roomy, but each copy would depend on more GPUs.") % words
-    return (
-        _("As roomy, but expected to be slower: about %(speed)s tokens a second instead of %(best)s.") % words
-    )
+        return _("About as fast and as roomy, but each copy would depend on more GPUs.")
+    return _("As roomy, but not faster: about %(speed)s tokens a second instead of %(best)s.")

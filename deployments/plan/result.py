@@ -61,19 +61,21 @@ class Nearest:
     """What would fit instead of an impossible wish: flags to change, or hardware to add, in one sentence.
 
     ``flags`` are vLLM's, with the values that fit; empty where only the hardware is in the way. ``gpus`` is
-    how many the layout uses, which may be more than there are.
+    how many the layout uses, which may be more than there are. ``drop`` names the wishes to give up.
     """
 
     sentence: str
     layout: Layout
     flags: Mapping[str, Value]
     gpus: int
+    drop: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
             "sentence": self.sentence,
             "layout": self.layout.to_json(),
             "flags": dict(self.flags),
+            "drop": list(self.drop),
             "gpus": self.gpus,
         }
 
@@ -83,8 +85,8 @@ class Plan:
     """The outcome of planning.
 
     ``kv_tokens`` and ``max_concurrency`` are for one copy (the smallest), as vLLM's own log has them for one
-    server; ``tokens_per_second`` is for all copies. ``environment`` goes to every rank. An impossible wish has
-    no layout, but ``problems`` and mostly ``nearest``.
+    server; ``tokens_per_second`` is for all copies. ``environment`` goes to every rank. An impossible wish
+    has no layout, but ``problems`` and mostly ``nearest``.
     """
 
     layout: Layout | None = None

@@ -28,20 +28,21 @@ from deployments.plan.speed import Network, Shape, tokens_per_second, workload
 from deployments.plan.wishes import Wishes
 from deployments.plan.words import count, gib
 
-#: Speeds this near to the best count as equal, since the estimate is not better than that; then room decides,
-#: with
-#: its own nearness.
-NEAR = 0.85
-ROOMY = 0.8
+#: Speeds this near to the best count as equal, since the estimate is not better than that; then room decides.
+NEAR = 0.8
+ROOMY = 0.75
+#: Inside a host tensor parallelism comes before a pipeline while it keeps this share of the pipeline's speed.
+TENSOR_FIRST = 0.75
 #: As fast as NVLink: 150 GB/s one way, its slowest form in use. Only then may tensor parallelism leave a host
 #: unasked.
 NVLINK_GBPS = 1200
 LEAST_CONTEXT = 2048  # tokens that must fit where no length was wished
 SEQUENCES_PER_COPY = 8  # more copies than this allows would each idle
+_ENOUGH = 8  # longer pipelines are looked at only while nothing fits
 _LARGE_TENSORS = (10, 12, 16, 32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A layout that fits, with what it is expected to give."""
 
@@ -82,6 +83,12 @@ class Candidate:
         return self.tensor_crosses or any(any(hops(copy.groups)) for copy in self.copies)
 
     @cached_property
+    def stacked(self) -> bool:
+        """Whether a pipeline hands over inside a host although its GPUs are alike."""
+        groups = self.copies[0].groups
+        return len({group.kind for group in groups}) == 1 and not all(hops(groups)) and self.pipeline > 1
+
+    @cached_property
     def seats(self) -> list[Seat]:
         return [seat for copy in self.copies for group in copy.groups for seat in group.seats]
 
@@ -104,12 +111,13 @@ class Found:
     refusals: tuple[Refusal, ...]
 
 
+Level = tuple[float, list[list[Group]], Copies]
+
+
 class Search:
     """One search over the GPUs of ``hosts``. A wished layout only adds sizes to look at; see `matches`."""
 
-    def __init__(
-        self, model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network: Network
-    ) -> None:
+    def __init__(self, model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network: Network) -> None:
         self.model, self.wishes, self.network = model, wishes, network
         self.rows = seats_of(hosts)
         self.seats = [seat for row in self.rows for seat in row]
@@ -120,6 +128,7 @@ class Search:
         self._candidates: list[Candidate] = []
         self._refusals: list[Refusal] = []
         self._memories: dict[tuple[int, int], Memory] = {}
+        self._known_levels: dict[tuple[int, int], list[Level]] = {}
 
     def run(self) -> Found:
         for tensor in self._tensors():
@@ -138,22 +147,35 @@ class Search:
 
     def _sizes(self, tensor: int) -> None:
         """All pipelines of one tensor size, each at its best level of memory use, or why there is none."""
-        sizes = set(pipeline_sizes(len(self.model.layers), self.total // tensor, None))
-        sizes |= set(pipeline_sizes(len(self.model.layers), self.total // tensor, self.wishes.pipeline))
-        alone = sizes & {1} if tensor == 1 else set()
-        outcomes: dict[int, list[Candidate | Refusal]] = {size: [] for size in sorted(sizes)}
-        for workers, pipelines in ((1, alone), (2, sizes - alone)):
-            for level in levels(self.seats, workers, self.wishes):
-                rows = groups_of(self.rows, tensor, level, workers)
-                cuts = Copies(self._memory(tensor, rows), self.needed)
-                for pipeline in pipelines:
-                    outcomes[pipeline] += self._at(pipeline, level, rows, cuts)
-        for tried in outcomes.values():
-            found = [outcome for outcome in tried if isinstance(outcome, Candidate)]
-            refused = [outcome for outcome in tried if isinstance(outcome, Refusal)]
-            self._candidates += found
-            if refused and not found:
-                self._refusals.append(max(refused, key=lambda r: r.kv_tokens))
+        limit = min(len(self.model.layers), self.total // tensor)
+        sizes = pipeline_sizes(limit)
+        fitting = 0
+        wished = self.wishes.pipeline
+        for pipeline in sorted({*sizes, *([wished] if wished and wished <= limit else [])}):
+            # a pipeline longer than needed only waits longer
+            if pipeline <= _ENOUGH or not fitting or pipeline == wished:
+                fitting += self._size(tensor, pipeline)
+
+    def _size(self, tensor: int, pipeline: int) -> bool:
+        """Looks at one layout at each level of memory use; whether it fits at any."""
+        tried = [outcome for steps in self._levels(tensor, pipeline) for outcome in self._at(pipeline, *steps)]
+        found = [outcome for outcome in tried if isinstance(outcome, Candidate)]
+        refused = [outcome for outcome in tried if isinstance(outcome, Refusal)]
+        self._candidates += found
+        if refused and not found:
+            self._refusals.append(max(refused, key=lambda r: r.kv_tokens))
+        return bool(found)
+
+    def _levels(self, tensor: int, pipeline: int) -> list[Level]:
+        """GPUs grouped by ``tensor`` for each value of gpu_memory_utilization; the same for all real pipelines."""
+        workers = min(2, tensor * pipeline)
+        if (tensor, workers) not in self._known_levels:
+            self._known_levels[tensor, workers] = [
+                (level, rows, Copies(self._memory(tensor, rows), self.needed))
+                for level in levels(self.seats, workers, self.wishes)
+                for rows in [groups_of(self.rows, tensor, level, workers)]
+            ]
+        return self._known_levels[tensor, workers]
 
     def _at(
         self, pipeline: int, level: float, rows: Sequence[Sequence[Group]], cuts: Copies
@@ -207,9 +229,7 @@ class Search:
                     tuple(group.crosses for group in copy.groups),
                     crossing,
                 )
-                known[key] = tokens_per_second(
-                    memory, copy.stages, shape, self.network, batch, prompt, answer
-                )
+                known[key] = tokens_per_second(memory, copy.stages, shape, self.network, batch, prompt, answer)
             total += known[key]
         return total
 
@@ -246,24 +266,40 @@ class Search:
     def _ranked(self) -> list[Candidate]:
         """Speed first, then room; what is equal by both goes to the copy that depends on the fewest GPUs.
 
-        Tensor parallelism over a slow network comes last; near the best speed, a copy inside a host first.
+        Tensor parallelism over a slow network comes last, before it what `_stacked` finds. Among layouts near
+        the best speed those with copies inside a host come first.
         """
-        allowed = [c for c in self._candidates if self._allowed(c)]
-        fastest = max((c.speed for c in allowed), default=0.0)
-        near = [c for c in allowed if c.speed >= NEAR * fastest]
+        stacked = self._stacked()
+        good = [c for c in self._candidates if self._allowed(c) and c not in stacked]
+        fastest = max((c.speed for c in good), default=0.0)
+        near = [c for c in good if c.speed >= NEAR * fastest]
         local = [c for c in near if not c.crosses] or near
         roomiest = max((c.worth for c in local), default=0)
 
-        def order(c: Candidate) -> tuple[bool, bool, bool, bool, int, float]:
-            if c.speed < NEAR * fastest or not self._allowed(c):
-                return (not self._allowed(c), True, True, True, 0, -c.speed)
+        def order(c: Candidate) -> tuple[bool, bool, bool, bool, bool, int, float]:
+            last, later = not self._allowed(c), c in stacked
+            if last or later or c.speed < NEAR * fastest:
+                return (last, later, True, True, True, 0, -c.speed)
             roomy = c.worth >= ROOMY * roomiest
-            return (False, False, c.crosses, not roomy, c.tensor * c.pipeline if roomy else 0, -c.speed)
+            return (
+                False,
+                False,
+                False,
+                c.crosses,
+                not roomy,
+                c.tensor * c.pipeline if roomy else 0,
+                -c.speed,
+            )
 
         first_of_size: dict[tuple[int, int, int], Candidate] = {}
         for candidate in sorted(self._candidates, key=order):
             first_of_size.setdefault(candidate.size, candidate)
         return list(first_of_size.values())
+
+    def _stacked(self) -> list[Candidate]:
+        """Pipelines over like GPUs of one host where tensor parallelism would do about as well."""
+        plain = max((c.speed for c in self._candidates if self._allowed(c) and not c.stacked), default=0.0)
+        return [c for c in self._candidates if c.stacked and plain >= TENSOR_FIRST * c.speed]
 
     def _allowed(self, candidate: Candidate) -> bool:
         return not candidate.tensor_crosses or self.network.gbps >= NVLINK_GBPS

@@ -1,8 +1,8 @@
 """Expected tokens a second of one copy: a roofline over memory, arithmetic and the links between GPUs.
 
-It exists to rank layouts, not to promise figures. The lab (four H200 hosts over sockets, Qwen2.5-14B, 512 tokens
-in, 128 out) measured 105 tokens a second for one stream with PP=4 where this says 100, 2,641 for 64 streams where
-this says 3,090, and 287 for 64 streams with TP=4 where this says 230.
+It exists to rank layouts, not to promise figures. The lab (four H200 hosts over sockets, Qwen2.5-14B, 512
+tokens in, 128 out) measured 105 tokens a second for one stream with PP=4 where this says 100, 2,641 for 64
+streams where this says 3,090, and 287 for 64 streams with TP=4 where this says 230.
 """
 
 from __future__ import annotations

@@ -125,9 +125,7 @@ def _count(flags: Mapping[str, Value], name: str) -> int | None:
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([kmgKMG]?)", str(value).strip())
     number = int(float(match[1]) * _SUFFIXES.get(match[2], 1)) if match else 0
     if isinstance(value, bool) or not 0 < number < 1 << 60 or (match and "." in match[1] and not match[2]):
-        raise BadInput(
-            _("%(flag)s must be a whole number above 0, not %(value)s.") % {"flag": name, "value": value}
-        )
+        raise BadInput(_("%(flag)s must be a whole number above 0, not %(value)s.") % {"flag": name, "value": value})
     return number
 
 
@@ -140,9 +138,7 @@ def _share(flags: Mapping[str, Value], name: str) -> float | None:
     except ValueError:
         share = 0.0
     if isinstance(value, bool) or not 0 < share <= 1:
-        raise BadInput(
-            _("%(flag)s must be above 0 and at most 1, not %(value)s.") % {"flag": name, "value": value}
-        )
+        raise BadInput(_("%(flag)s must be above 0 and at most 1, not %(value)s.") % {"flag": name, "value": value})
     return share
 
 
