@@ -96,7 +96,7 @@ class Watcher(threading.Thread):
         self.stopping = threading.Event()
         self._channel: Channel | None = None
         self._following: set[str] = set()
-        self._wanted: set[str] = set()
+        self._wanted: dict[str, str] = {}  # job id → its directory on the node
         self._lock = threading.Lock()
         self._lost_since: float | None = None
 
@@ -123,10 +123,10 @@ class Watcher(threading.Thread):
         if channel is not None:
             channel.close()
 
-    def follow(self, job_ids: set[str]) -> None:
-        """Make these the jobs that are followed. Called from the main loop."""
+    def follow(self, places: dict[str, str]) -> None:
+        """Make these jobs (id → directory on the node) the ones that are followed. Called from the main loop."""
         with self._lock:
-            self._wanted = job_ids
+            self._wanted = places
             if self._channel is not None:
                 with suppress(HostProblem):  # the reading side notices too, and connects again
                     self._order_wanted(self._channel)
@@ -148,12 +148,14 @@ class Watcher(threading.Thread):
                 channel.close()
 
     def _order_wanted(self, channel: Channel) -> None:
-        for job_id in self._wanted - self._following:
-            place = logs.place(Job(pk=uuid.UUID(job_id), node=self.node))
-            self._order(channel, {"follow": job_id, "dir": place, "at": streams.end(streams.log_key(job_id)) or 0})
-        for job_id in self._following - self._wanted:
+        for job_id in self._wanted.keys() - self._following:
+            self._order_from(channel, job_id, streams.end(streams.log_key(job_id)) or 0)
+        for job_id in self._following - self._wanted.keys():
             self._order(channel, {"forget": job_id})
         self._following = set(self._wanted)
+
+    def _order_from(self, channel: Channel, job_id: str, at: int) -> None:
+        self._order(channel, {"follow": job_id, "dir": self._wanted[job_id], "at": at})
 
     def _order(self, channel: Channel, order: dict[str, Any]) -> None:
         channel.write(json.dumps(order).encode() + b"\n")
@@ -171,15 +173,16 @@ class Watcher(threading.Thread):
         if stands_at == at + len(data):
             return
         # Another reader was there, or the stream was emptied: the stream says where to go on.
-        place = logs.place(Job(pk=uuid.UUID(job_id), node=self.node))
-        self._order(channel, {"follow": job_id, "dir": place, "at": stands_at})
+        with self._lock:
+            if job_id in self._wanted:
+                self._order_from(channel, job_id, stands_at)
 
     def _file_end(self, message: dict[str, Any]) -> None:
         job = Job.objects.get(pk=message["end"])
         ended = {"exit_status": message["status"], "log_size": message["size"], "ended_at": timezone.now()}
         with self._lock:
             self._following.discard(message["end"])
-            self._wanted = self._wanted - {message["end"]}
+            self._wanted.pop(message["end"], None)
         if job.move(message["state"], **ended):
             tasks.send(tasks.job_over, str(job.pk))
 
@@ -226,9 +229,9 @@ class Watch:
         mine = {node.pk: node for node in Node.objects.exclude(host_key="", kind=Node.Kind.SSH) if self._lease(node)}
         for gone in self.watchers.keys() - mine.keys():
             self.watchers.pop(gone).stop()
-        wanted: dict[int, set[str]] = {pk: set() for pk in mine}
-        for job_id, node_id in Job.objects.filter(state__in=JOB_ACTIVE, node__in=mine).values_list("pk", "node_id"):
-            wanted[node_id].add(str(job_id))
+        wanted: dict[int, dict[str, str]] = {pk: {} for pk in mine}
+        for job in Job.objects.filter(state__in=JOB_ACTIVE, node__in=mine).select_related("node"):
+            wanted[job.node_id][str(job.pk)] = logs.place(job)
         for pk, node in mine.items():
             self._watcher(node).follow(wanted[pk])
         self._tick()

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def runner(place: Path) -> int:
 class Observer:
     """The real observer program on a host, read in the background."""
 
-    def __init__(self, host: Host) -> None:
-        self.channel = host.open(python("python3", OBSERVER))
+    def __init__(self, host: Host, *mark: str) -> None:
+        self.channel = host.open(python("python3", OBSERVER, *mark))
         self.logs: dict[str, bytes] = {}
         self.ends: dict[str, dict[str, Any]] = {}
         self.samples: list[dict[str, Any]] = []
@@ -204,23 +205,21 @@ def test_gpus_are_sampled_through_nvidia_smi(place: Path, tmp_path: Path, monkey
     ]
 
 
-def test_the_observer_ends_with_its_connection(host: Host) -> None:
-    watching = Observer(host)
+def test_the_observer_ends_with_its_connection(host: Host, tmp_path: Path) -> None:
+    mark = str(tmp_path).encode()
+    watching = Observer(host, str(tmp_path))
     until(lambda: watching.samples)
+    assert any(mark in words for words in command_lines())
     watching.close()
-    marker = "Watches one node from inside"
+    until(lambda: not any(mark in words for words in command_lines()))
 
-    def still_there() -> bool:
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if any(marker.encode() in word for word in words) and b"sh" not in words[0]:
-                return True
-        return False
 
-    until(lambda: not still_there())
+def command_lines() -> list[list[bytes]]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+    return found
 
 
 def test_a_piece_of_the_log_is_read_by_offset(host: Host, place: Path) -> None:

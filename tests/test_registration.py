@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
+from controlplane import streams
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from nodes import hosts, registration, runs
-from nodes.models import Identity, Node
+from nodes import hosts, logs, registration, runs
+from nodes.models import Identity, Job, Node
 from nodes.registration import Login
 from nodes.remote.errors import HostKeyChanged, SignInRefused, Unreachable
-from nodes.states import NodeState, RunState
-from nodes.watch import Watcher
+from nodes.states import JobState, NodeState, RunState
+from nodes.watch import Watch, Watcher
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd, keygen
 
@@ -175,6 +176,26 @@ def test_watch_says_that_a_node_is_gone_and_that_it_is_back(server: Sshd, monkey
     wait_for_state(node, NodeState.NEW)
     watcher.stop()
     watcher.join(10)
+
+
+def test_a_log_arrives_although_watch_was_there_before_the_facts(server: Sshd) -> None:
+    node = register(server)
+    watching = Watch()
+    watching.turn()
+    deadline = time.monotonic() + 20
+    while not streams.last_samples([node.pk]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    runs.advance(node_run(node))
+    job = Job.objects.create(node=node.fresh(), name="talk", state=JobState.RUNNING)
+    runs.remote_job.start(hosts.shared_host(node), logs.place(job), runs.remote_job.script("echo here"))
+    while streams.end(streams.log_key(job.pk)) != len("here\n"):
+        assert time.monotonic() < deadline
+        watching.turn()
+        time.sleep(0.05)
+    for watcher in watching.watchers.values():
+        watcher.stop()
+        watcher.join(10)
 
 
 def wait_for_state(node: Node, state: NodeState) -> None:

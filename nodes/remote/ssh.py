@@ -11,6 +11,7 @@ import hashlib
 import io
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -164,7 +165,8 @@ class SshChannel:
             raise Unreachable(self._where, _("the connection was closed")) from error
 
     def close(self) -> None:
-        self._channel.close()
+        with suppress(EOFError, OSError, paramiko.SSHException):  # a dead connection needs no goodbye
+            self._channel.close()
 
 
 class SshHost:

@@ -52,7 +52,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, deck: Deck) -> Iterator[Page]:
+def page(request: pytest.FixtureRequest, browser: Browser, deck: Deck) -> Iterator[Page]:
     """A signed-in page at 1280 px; what its console calls an error fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=deck.wait_for_address())
     context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -67,6 +67,7 @@ def page(browser: Browser, deck: Deck) -> Iterator[Page]:
     opened.get_by_role("button", name="Sign in").click()
     opened.wait_for_url("**/")
     yield opened
+    shot(opened, f"last-{request.node.name}")
     context.close()
     assert complaints == []
 
