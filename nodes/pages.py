@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.lifecycle import Lifecycle
-from controlplane.templatetags.deck import gib
+from controlplane.templatetags.deck import gib, mib_as_gib
 from nodes import runs
 from nodes.facts import Facts
 from nodes.models import Job, Node, Run, Step
@@ -120,7 +121,7 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Memory"), _of(facts.memory_available, facts.memory_total)),
         ("/dev/shm", f"{gib(facts.shm_total)} GiB" if facts.shm_total else ""),  # noqa: S108  (shown, not used)
         (_("Disk"), _of(facts.disk_free, facts.disk_total)),
-        *[(f"GPU {gpu.index}", f"{gpu.name}, {gib(gpu.memory_total_mib << 20)} GiB") for gpu in facts.gpus],
+        ("GPU", _gpus(facts)),
         (_("Driver"), facts.gpus[0].driver if facts.gpus else ""),
         ("Python", facts.python),
         (_("Environment"), _environment(facts)),
@@ -135,6 +136,11 @@ def _cpu(facts: Facts) -> str:
     narrow = "AVX2" if "avx2" in facts.cpu_flags else ""
     cores = f"{facts.cpus} × {facts.cpu_model}" if facts.cpus else ""
     return ", ".join(filter(None, [cores, wide or narrow]))
+
+
+def _gpus(facts: Facts) -> str:
+    kinds = Counter((gpu.name, gpu.memory_total_mib) for gpu in facts.gpus)
+    return ", ".join(f"{count} × {name}, {mib_as_gib(size)} GiB" for (name, size), count in kinds.items())
 
 
 def _of(free: int, total: int) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from django import template
 from django.templatetags.static import static
@@ -27,6 +28,11 @@ class Look(NamedTuple):
     word: str | Promise
     icon: str
     tone: str
+
+
+class HasMemory(Protocol):
+    @property
+    def memory_total_mib(self) -> int: ...
 
 
 LOOKS = {
@@ -70,9 +76,7 @@ def state(thing: Any, size: str = "") -> SafeString:
     """``{% state node %}`` or ``{% state "ready" "lg" %}``: word, icon and tone of a state."""
     look = LOOKS[str(getattr(thing, "state", thing))]
     large = " is-lg" if size == "lg" else ""
-    return format_html(
-        '<span class="state tone-{}{}">{}{}</span>', look.tone, large, icon(look.icon), look.word
-    )
+    return format_html('<span class="state tone-{}{}">{}{}</span>', look.tone, large, icon(look.icon), look.word)
 
 
 @register.filter
@@ -94,6 +98,12 @@ def gib(size: float | None) -> str:
 def mib_as_gib(size: float | None) -> str:
     """MiB as GiB, as `gib`."""
     return gib(None if size is None else size * 1024 * 1024)
+
+
+@register.filter
+def total_mib(gpus: Sequence[HasMemory]) -> int:
+    """The memory of several GPUs together, in MiB."""
+    return sum(gpu.memory_total_mib for gpu in gpus)
 
 
 @register.filter

@@ -85,7 +85,7 @@ export class LogView {
   row(text) {
     const row = document.createElement("li");
     row.innerHTML = this.painter.line(text); // escaped by ansi_up
-    row.className = LEVELS.find(([, pattern]) => pattern.test(text))?.[0] ?? "";
+    row.className = LEVELS.find(([, pattern]) => pattern.test(row.textContent))?.[0] ?? "";
     row.hidden = !row.textContent.toLowerCase().includes(this.wanted);
     return row;
   }

@@ -29,6 +29,7 @@ export function follow(node, reader) {
 }
 
 const GIB = 2 ** 30;
+const sum = (sample, name) => sample.gpus.reduce((all, one) => all + one[name], 0);
 
 /** What a metric's name means: its value in a sample, the top of its scale, and its unit. */
 export function metric(name) {
@@ -38,6 +39,7 @@ export function metric(name) {
     mem: { value: (s) => s.mem[0] / GIB, top: (s) => s.mem[1] / GIB, digits: 1 },
     cpu: { value: (s) => s.cpu, top: () => 100, digits: 0 },
     gpu: { value: (s) => (gpu(s) ? gpu(s).used / 1024 : null), top: (s) => (gpu(s)?.total ?? 0) / 1024, digits: 1 },
+    gpus: { value: (s) => sum(s, "used") / 1024, top: (s) => sum(s, "total") / 1024, digits: 1 },
     util: { value: (s) => gpu(s)?.util ?? null, top: () => 100, digits: 0 },
   };
   return { ...kinds[kind], gpu };
