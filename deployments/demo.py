@@ -100,7 +100,7 @@ class _Story:
         self._told.add(step.pk)
         self.terminal.rest()
         if step.state == RunState.SKIPPED:
-            self.terminal.line(f"  – {step_title(step.kind)}" + (f": {step.reason}" if step.reason else ""))
+            self.terminal.line(f"  – {step_title(step.kind)}" + (f" ({step.reason})" if step.reason else ""))
         else:
             mark = "✗" if step.state == RunState.FAILED else "✓"
             self.terminal.done(str(step_title(step.kind)), _seconds(step), mark)
