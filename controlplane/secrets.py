@@ -35,6 +35,9 @@ class Secret(str):
         return format(str(self), spec)
 
 
+NO_SECRET = Secret("")
+
+
 @lru_cache(maxsize=4)
 def _cipher(key: str) -> Fernet:
     return Fernet(key.encode())

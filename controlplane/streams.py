@@ -9,7 +9,7 @@ the archive.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -72,7 +72,7 @@ def append(key: str, start: int, data: bytes, keep: int | None = None) -> int:
     """
     if not data:
         return start
-    arguments = [start, data, settings.LOG_STREAM_BYTES if keep is None else keep, _WEEK]
+    arguments: list[bytes | int] = [start, data, settings.LOG_STREAM_BYTES if keep is None else keep, _WEEK]
     return int(cast(int, client().eval(_APPEND, 1, key, *arguments)))
 
 
@@ -91,7 +91,7 @@ def read(key: str, after: int) -> Iterator[Chunk]:
         position = _offset(entries[-1][0])
 
 
-async def follow(connection: redis.asyncio.Redis, key: str, after: int, block_ms: int = 5000) -> AsyncIterator[Chunk]:
+async def follow(connection: redis.asyncio.Redis, key: str, after: int, block_ms: int = 5000) -> AsyncGenerator[Chunk]:
     """Like `read`, then waits for what comes. Never ends; cancel it. An empty chunk is yielded after each quiet wait."""
     position = after
     while True:
@@ -123,7 +123,7 @@ def last_samples(node_ids: list[int]) -> dict[int, dict[str, Any]]:
 
 async def follow_samples(
     connection: redis.asyncio.Redis, node_id: int, after: str = "0-0"
-) -> AsyncIterator[list[tuple[str, dict[str, Any]]]]:
+) -> AsyncGenerator[list[tuple[str, dict[str, Any]]]]:
     """Batches of (entry id, sample): first all that is kept, then live. Never ends; cancel it."""
     position = after
     while True:

@@ -12,7 +12,10 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
+
+__all__ = ["ApiKey", "Deployment", "KeyLimits", "Usage"]
 
 
 def make_key() -> str:

@@ -82,8 +82,8 @@ def start(deployment: Deployment, by: User | None) -> Run:
 
 def _rollout_stages(deployment: Deployment) -> Stages:
     head = deployment.cluster.head
-    stages = registration.prepare_stages(head)
-    return [*stages, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
+    prepare = registration.prepare_stages(head)[:-1]  # "room" looks at the server once more
+    return [*prepare, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:

@@ -19,6 +19,7 @@ from deployments.models import Deployment
 from deployments.phases import PHASES, PhaseReader
 from deployments.states import DeploymentState
 from nodes import logs, registration, runs
+from nodes.hosts import shared_host
 from nodes.models import Job, Node, Step
 from nodes.recipes import Satisfied, models, ray
 from nodes.remote.command import Command
@@ -101,7 +102,7 @@ def _attach_ray(step: Step, job: Job) -> None:
 def _ray_probe(step: Step) -> Done | Waiting:
     plan = ray.port_plan(settings.PORT_BASE)
     status = ray.status(registration.site(step.node), plan, inner_address(step.node))
-    result = registration.shared_host(step.node).run(status, timeout=20)
+    result = shared_host(step.node).run(status, timeout=20)
     if result.status == 0:
         return Done(result.last_words())
     if step.started_at and timezone.now() - step.started_at > RAY_PATIENCE:

@@ -106,7 +106,8 @@ class LogConsumer(StreamConsumer):
 
     async def _read(self, size: int) -> bytes:
         try:
-            return await database_sync_to_async(logs.read, thread_sensitive=False)(self.job, self.position, size)
+            read = database_sync_to_async(logs.read, thread_sensitive=False)
+            return bytes(await read(self.job, self.position, size))
         except HostProblem:
             return b""
 

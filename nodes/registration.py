@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from controlplane.secrets import Secret, seal, unseal
+from controlplane.secrets import NO_SECRET, Secret, seal, unseal
 from nodes import runs, watch
 from nodes.facts import PROBE, Facts, probe_answer
 from nodes.hosts import identity, shared_host
@@ -31,6 +31,7 @@ from nodes.recipes import Recipe, Satisfied, Site
 from nodes.recipes import python_env as env
 from nodes.remote import ssh
 from nodes.remote.command import Command, python, script
+from nodes.remote.errors import SignInRefused
 from nodes.remote.host import ask
 from nodes.remote.ssh import HostKey
 from nodes.runs import Done, StepKind, Story
@@ -66,9 +67,9 @@ class Login:
     address: str
     port: int
     user: str
-    password: Secret = Secret("")
-    private_key: Secret = Secret("")
-    passphrase: Secret = Secret("")
+    password: Secret = NO_SECRET
+    private_key: Secret = NO_SECRET
+    passphrase: Secret = NO_SECRET
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -146,7 +147,7 @@ def _prove_own_key(login: Login, key_line: str) -> None:
     own = ssh.SshLogin(login.name, login.address, login.port, login.user, private_key=identity().private_key)
     try:
         ssh.connect(own, HostKey(key_line)).close()
-    except ssh.SignInRefused as error:
+    except SignInRefused as error:
         raise Problem(
             _("%(name)s took Quarterdeck's key into ~/.ssh/authorized_keys but does not accept it.") % {"name": login.name},
             _("Allow PubkeyAuthentication in its sshd_config, and see that ~/.ssh belongs to the user with mode 0700."),

@@ -15,6 +15,8 @@ from controlplane.secrets import Secret
 from nodes import hosts, logs, registration, runs
 from nodes.models import Identity, Job, Node
 from nodes.registration import Login
+from nodes.remote import job as remote_job
+from nodes.remote.command import script
 from nodes.remote.errors import HostKeyChanged, SignInRefused, Unreachable
 from nodes.states import JobState, NodeState, RunState
 from nodes.watch import Watch, Watcher
@@ -54,7 +56,7 @@ def test_our_own_key_takes_over_and_the_typed_one_is_forgotten(server: Sshd) -> 
     server.authorized_keys.write_text(
         "\n".join(line for line in server.authorized_keys.read_text().splitlines() if line.endswith(" quarterdeck")) + "\n")
     with hosts.open_host(node) as host:
-        assert host.run(runs.remote_job.script("echo signed in")).text == "signed in\n"
+        assert host.run(script("echo signed in")).text == "signed in\n"
     stored = " ".join(str(value) for value in Node.objects.values_list().get()) + Identity.objects.get().public_key
     assert server.key.splitlines()[2] not in stored
 
@@ -188,7 +190,7 @@ def test_a_log_arrives_although_watch_was_there_before_the_facts(server: Sshd) -
         time.sleep(0.05)
     runs.advance(node_run(node))
     job = Job.objects.create(node=node.fresh(), name="talk", state=JobState.RUNNING)
-    runs.remote_job.start(hosts.shared_host(node), logs.place(job), runs.remote_job.script("echo here"))
+    remote_job.start(hosts.shared_host(node), logs.place(job), script("echo here"))
     while streams.end(streams.log_key(job.pk)) != len("here\n"):
         assert time.monotonic() < deadline
         watching.turn()

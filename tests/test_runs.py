@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from django.db import close_old_connections, connection
 from controlplane import streams
 from controlplane.lifecycle import Event
 from controlplane.problems import Problem
-from nodes import logs, runs, tasks
+from nodes import hosts, logs, runs, tasks
 from nodes.models import Job, Node, Run, Step
 from nodes.recipes import Satisfied
+from nodes.remote import job as remote_job
 from nodes.remote.command import script
 from nodes.remote.errors import Unreachable
 from nodes.runs import Done, StepKind, Story, Waiting
@@ -164,7 +166,7 @@ def test_a_worker_killed_before_it_started_the_job_is_made_up_for(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(runs.remote_job, "start", die)
+        patched.setattr(remote_job, "start", die)
         runs.advance(run.pk)
     assert states(run) == [("count", "running")]
     advance_until(run, RunState.DONE)
@@ -176,7 +178,7 @@ def test_a_worker_killed_after_it_started_the_job_does_not_run_it_twice(
 ) -> None:
     kind("count", f"echo ran >> {tmp_path}/count")
     run = begin(node, "count")
-    real = runs.remote_job.start
+    real = remote_job.start
 
     class Killed(BaseException):
         pass
@@ -186,7 +188,7 @@ def test_a_worker_killed_after_it_started_the_job_does_not_run_it_twice(
         raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(runs.remote_job, "start", start_and_die)
+        patched.setattr(remote_job, "start", start_and_die)
         runs.advance(run.pk)
     advance_until(run, RunState.DONE)
     assert (tmp_path / "count").read_text() == "ran\n"
@@ -230,7 +232,7 @@ def test_a_service_is_over_when_its_probe_says_so_and_stays_running(node: Node, 
     assert step.reason == "answers"
     assert step.job is not None
     assert step.job.fresh().state == JobState.RUNNING
-    runs.remote_job.signal(runs.shared_host(node), logs.place(step.job), "KILL")
+    remote_job.signal(hosts.shared_host(node), logs.place(step.job), "KILL")
 
 
 def test_a_service_that_ends_while_it_starts_has_failed_even_with_status_0(node: Node, watch: Watch) -> None:
@@ -249,7 +251,7 @@ def test_a_host_that_cannot_be_reached_is_waited_for_and_then_named(
     run = begin(node, "look")
     runs.advance(run.pk)
     assert states(run) == [("look", "waiting")]
-    monkeypatch.setattr(runs, "PATIENCE", runs.timedelta(0))
+    monkeypatch.setattr(runs, "PATIENCE", timedelta(0))
     runs.advance(run.pk)
     assert run.fresh().state == RunState.FAILED
     assert "here cannot be reached: nothing listens" in run.fresh().reason
@@ -261,7 +263,7 @@ def test_an_ended_log_is_archived_and_can_be_read_without_its_node(node: Node, w
     job = run.steps.get().job
     assert job is not None
     tasks.job_over(str(job.pk))
-    runs.remote_job.remove(runs.shared_host(node), logs.place(job))
+    remote_job.remove(hosts.shared_host(node), logs.place(job))
     streams.client().delete(streams.log_key(job.pk))
     whole = b"".join(logs.read_all(job.fresh()))
     assert whole == b"".join(b"%d\n" % n for n in range(1, 300001))

@@ -10,6 +10,8 @@ Standard output, one JSON object a line, a log chunk's followed by its raw bytes
 Nothing is kept here: whoever reads says where to begin, so a broken connection loses nothing.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import select
@@ -17,13 +19,15 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 CHUNK = 1 << 18
 BUSY, IDLE = 0.05, 0.5
 GPU_QUERY = ("index", "memory.used", "memory.total", "utilization.gpu", "temperature.gpu", "power.draw")
 
 
-def say(message, data=b""):
+def say(message: dict[str, Any], data: bytes = b"") -> None:
     out = sys.stdout.buffer
     out.write(json.dumps(message).encode() + b"\n" + data)
     out.flush()
@@ -32,11 +36,11 @@ def say(message, data=b""):
 class Job:
     """One followed job."""
 
-    def __init__(self, order):
-        self.id, self.dir, self.at = order["follow"], order["dir"], order["at"]
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.id, self.dir, self.at = order["follow"], Path(order["dir"]), order["at"]
         self.looked = 0.0
 
-    def step(self):
+    def step(self) -> str:
         """Send what is new: "more" when there was some, "over" when the job has ended and all of it was sent."""
         status = self.status()
         if self.send():
@@ -46,9 +50,9 @@ class Job:
         say({"end": self.id, "size": self.at, **status})
         return "over"
 
-    def send(self):
+    def send(self) -> bool:
         try:
-            with open(os.path.join(self.dir, "log"), "rb") as file:
+            with (self.dir / "log").open("rb") as file:
                 file.seek(self.at)
                 data = file.read(CHUNK)
         except OSError:
@@ -58,8 +62,8 @@ class Job:
             self.at += len(data)
         return bool(data)
 
-    def status(self):
-        """How it ended, or None while it runs or was not started. Read before the log, so that no last byte is missed."""
+    def status(self) -> dict[str, Any] | None:
+        """How it ended; None while it runs or was not started. Read before the log, so that no last byte is missed."""
         ended = self.exit_status()
         if ended is not None or time.monotonic() - self.looked < 1:
             return ended
@@ -68,26 +72,21 @@ class Job:
             return None
         return self.exit_status() or {"state": "lost", "status": None}  # it may have ended between the two looks
 
-    def exit_status(self):
+    def exit_status(self) -> dict[str, Any] | None:
         try:
-            with open(os.path.join(self.dir, "exit")) as file:
-                return {"state": "exited", "status": int(file.read())}
+            return {"state": "exited", "status": int((self.dir / "exit").read_text())}
         except (OSError, ValueError):
             return None
 
-    def alive(self):
+    def alive(self) -> bool:
         """Whether the runner still runs; a job that has no pid yet counts as alive."""
         try:
-            with open(os.path.join(self.dir, "pid")) as file:
-                pid, ticks, boot = file.read().split()
+            pid, ticks, boot = (self.dir / "pid").read_text().split()
         except (OSError, ValueError):
             return True
         try:
-            with open("/proc/sys/kernel/random/boot_id") as file:
-                if file.read().strip() != boot:
-                    return False
-            with open("/proc/%s/stat" % pid, "rb") as file:
-                return file.read().rpartition(b")")[2].split()[19].decode() == ticks
+            began = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+            return began == ticks and Path("/proc/sys/kernel/random/boot_id").read_text().strip() == boot
         except OSError:
             return False
 
@@ -95,22 +94,22 @@ class Job:
 class Host:
     """CPU and memory of the machine, from /proc."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.before = self.ticks()
 
     @staticmethod
-    def ticks():
-        with open("/proc/stat") as file:
-            fields = [int(word) for word in file.readline().split()[1:9]]
+    def ticks() -> tuple[int, int]:
+        """Of all processors since the boot: all, and idle."""
+        fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
         return sum(fields), fields[3] + fields[4]
 
-    def sample(self):
+    def sample(self) -> dict[str, Any]:
         total, idle = self.ticks()
         spent = max(1, total - self.before[0])
         cpu = 100.0 * (1 - (idle - self.before[1]) / spent)
         self.before = (total, idle)
-        with open("/proc/meminfo") as file:
-            memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        memory = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         total_memory = memory["MemTotal"]
         free = memory.get("MemAvailable", memory["MemFree"])
         return {"t": round(time.time(), 3), "cpu": round(min(100.0, max(0.0, cpu)), 1),
@@ -120,54 +119,57 @@ class Host:
 class Gpus:
     """nvidia-smi in its own loop: one line a GPU a second, read without waiting."""
 
-    def __init__(self):
-        self.process, self.rest, self.latest, self.retry_at = None, b"", {}, 0.0
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.rest = b""
+        self.latest: dict[int, dict[str, Any]] = {}
+        self.retry_at = 0.0
 
-    def sample(self):
+    def sample(self) -> list[dict[str, Any]]:
         if self.process is None and shutil.which("nvidia-smi") and time.monotonic() >= self.retry_at:
-            self.start()
+            self.process = self.start()
         if self.process is not None:
-            self.drain()
+            self.drain(self.process)
         return [self.latest[index] for index in sorted(self.latest)]
 
-    def start(self):
+    def start(self) -> subprocess.Popen[bytes]:
         query = "--query-gpu=" + ",".join(GPU_QUERY)
-        self.process = subprocess.Popen(
-            ["nvidia-smi", query, "--format=csv,noheader,nounits", "-l", "1"],
+        process = subprocess.Popen(
+            ["nvidia-smi", query, "--format=csv,noheader,nounits", "-l", "1"], bufsize=0,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        os.set_blocking(self.process.stdout.fileno(), False)
+        if process.stdout:
+            os.set_blocking(process.stdout.fileno(), False)
+        return process
 
-    def drain(self):
-        data = b"-"
-        while data:
-            data = self.process.stdout.read(65536)
-            self.rest += data or b""
+    def drain(self, process: subprocess.Popen[bytes]) -> None:
+        while process.stdout and (data := process.stdout.read(65536)):
+            self.rest += data
         *lines, self.rest = self.rest.split(b"\n")
         for line in lines:
             self.take(line.decode(errors="replace"))
-        if self.process.poll() is not None:
+        if process.poll() is not None:
             self.process, self.latest, self.retry_at = None, {}, time.monotonic() + 10
 
-    def take(self, line):
+    def take(self, line: str) -> None:
         words = [word.strip() for word in line.split(",")]
         if len(words) == len(GPU_QUERY) and words[0].isdigit():
             used, total, util, temp, power = [number(word) for word in words[1:]]
             self.latest[int(words[0])] = {
                 "i": int(words[0]), "used": used, "total": total, "util": util, "temp": temp, "power": power}
 
-    def close(self):
+    def close(self) -> None:
         if self.process is not None:
             self.process.kill()
 
 
-def number(word):
+def number(word: str) -> float | None:
     try:
         return float(word)
     except ValueError:
         return None  # "[N/A]", "[Unknown Error]"
 
 
-def take_orders(jobs, rest):
+def take_orders(jobs: dict[str, Job], rest: bytes) -> bytes | None:
     """Read what the other side asked for into ``jobs``; returns the unfinished line, None at the end."""
     data = os.read(0, 65536)
     if not data:
@@ -182,15 +184,17 @@ def take_orders(jobs, rest):
     return rest
 
 
-def main():
-    jobs, rest, host, gpus, due = {}, b"", Host(), Gpus(), time.monotonic() + 1
-    news = []
+def main() -> None:
+    jobs: dict[str, Job] = {}
+    rest: bytes | None = b""
+    host, gpus, due = Host(), Gpus(), time.monotonic() + 1
+    news: list[str] = []
     while rest is not None:
         pause = 0 if "more" in news else min(BUSY if jobs else IDLE, max(0.0, due - time.monotonic()))
         if select.select([0], [], [], pause)[0]:
             rest = take_orders(jobs, rest)
         news = [job.step() for job in jobs.values()]
-        jobs = {job.id: job for job, new in zip(jobs.values(), news) if new != "over"}
+        jobs = {job.id: job for job, new in zip(jobs.values(), news) if new != "over"}  # noqa: B905  (Python 3.8)
         if time.monotonic() >= due:
             say({"sample": {**host.sample(), "gpus": gpus.sample()}})
             due = max(due + 1, time.monotonic())

@@ -4,28 +4,32 @@ A process belongs to the job when it is in the session of the job's runner, or d
 mark QD_JOB in its environment. The runner itself is spared, so that it can write the exit status down.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Dict, Tuple  # noqa: UP035  (Python 3.8)
+
+Table = Dict[int, Tuple[int, int, bool]]  # noqa: UP006
 
 
-def table():
+def table() -> Table:
     """pid -> (parent, session, carries the mark) of every process that can be seen."""
-    mark, found = ("QD_JOB=" + sys.argv[1]).encode(), {}
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    mark = ("QD_JOB=" + sys.argv[1]).encode()
+    found: Table = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            with open("/proc/%s/stat" % name, "rb") as file:
-                after = file.read().rpartition(b")")[2].split()
-            with open("/proc/%s/environ" % name, "rb") as file:
-                marked = mark in file.read().split(b"\0")
+            after = (folder / "stat").read_bytes().rpartition(b")")[2].split()
+            marked = mark in (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        found[int(name)] = (int(after[1]), int(after[3]), marked)
+        found[int(folder.name)] = (int(after[1]), int(after[3]), marked)
     return found
 
 
-def members(processes, runner):
+def members(processes: Table, runner: int) -> set[int]:
     """The pids of the job: its session, what is marked, and all that descends from either."""
     mine = {pid for pid, (_, session, marked) in processes.items() if marked or (runner and session == runner)}
     size = -1
@@ -35,26 +39,22 @@ def members(processes, runner):
     return mine - {runner, os.getpid()}
 
 
-def runner_pid():
-    """The runner, if it still is the process that wrote the pid file."""
+def runner_pid() -> int:
+    """The runner, if it still is the process that wrote the pid file; else 0."""
     try:
-        with open(os.path.join(sys.argv[1], "pid")) as file:
-            pid, ticks, _ = file.read().split()
-        with open("/proc/%s/stat" % pid, "rb") as file:
-            alive = file.read().rpartition(b")")[2].split()[19].decode() == ticks
+        pid, ticks, _ = Path(sys.argv[1], "pid").read_text().split()
+        alive = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode() == ticks
     except (OSError, ValueError):
         return 0
     return int(pid) if alive else 0
 
 
-def main():
+def main() -> None:
     count = 0
     for pid in members(table(), runner_pid()):
-        try:
+        with suppress(OSError):  # gone meanwhile
             os.kill(pid, int(sys.argv[2]))
             count += 1
-        except OSError:
-            pass  # gone meanwhile
     print(count)
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 import paramiko
 from django.utils.translation import gettext as _
 
-from controlplane.secrets import Secret
+from controlplane.secrets import NO_SECRET, Secret
 from nodes.remote.command import Command
 from nodes.remote.errors import BadKey, HostKeyChanged, SignInRefused, TimedOut, Unreachable
 from nodes.remote.host import OUTPUT_LIMIT, Result
@@ -54,9 +54,9 @@ class SshLogin:
     address: str
     port: int
     user: str
-    password: Secret = Secret("")
-    private_key: Secret = Secret("")
-    passphrase: Secret = Secret("")
+    password: Secret = NO_SECRET
+    private_key: Secret = NO_SECRET
+    passphrase: Secret = NO_SECRET
 
     @property
     def where(self) -> str:
@@ -233,7 +233,7 @@ class SshHost:
 
 def _feed(channel: paramiko.Channel, rest: memoryview) -> memoryview:
     if rest and channel.send_ready():
-        rest = rest[channel.send(rest[:32768]) :]
+        rest = rest[channel.send(bytes(rest[:32768])) :]
         if not rest:
             channel.shutdown_write()
     return rest
