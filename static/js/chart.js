@@ -69,7 +69,7 @@ class Chart {
     }, this.data, this.plot);
   }
 
-  label = (mark) => mark.toFixed(Number.isInteger(mark) || mark >= 100 ? 0 : 1);
+  label = (mark) => mark.toFixed(Math.abs(mark - Math.round(mark)) < 0.05 || mark >= 100 ? 0 : 1);
 
   span() {
     const last = this.data[0].at(-1) ?? Date.now() / 1000;
