@@ -35,12 +35,14 @@ class Deck:
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             env={**os.environ, "QUARTERDECK_VAR": str(var), "LANG": "C.UTF-8", **environment},
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
+        with self.process.stdout as printed:
+            for line in printed:
+                self.lines.append(line)  # one by one: they are looked at meanwhile
 
     @property
     def output(self) -> str:
@@ -88,7 +90,9 @@ class Deck:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:
-            return self.process.wait(90)
+            status = self.process.wait(90)
+            self._reader.join(10)
+            return status
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(f"it did not end on Ctrl-C:\n{self.output}") from None
