@@ -26,6 +26,7 @@ OWN_OPTIONS = frozenset({
     "distributed-executor-backend", "nnodes", "node-rank", "master-addr", "master-port",
 })
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_LIKE_AN_OPTION = re.compile(r"-(?![\d.])")  # vLLM would read such a value as the next option
 _LONGEST_VALUE = 20_000
 _SERVE = 'exec "$1" serve --config "$QD_JOB/serve.yaml"'
 
@@ -126,8 +127,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_value(name: str, value: Any) -> None:
     items = value if isinstance(value, list) else [value]
-    # A value that begins with a dash would be read as the next option.
-    dashes = any(isinstance(item, str) and item.startswith("-") for item in items)
+    dashes = any(isinstance(item, str) and _LIKE_AN_OPTION.match(item) for item in items)
     known = all(isinstance(item, bool | int | float | str | dict) for item in items)
     if dashes or not known or len(repr(value)) > _LONGEST_VALUE:
         raise Problem(
