@@ -1,0 +1,282 @@
+"""Rollouts on this machine with a stand-in engine: each failure named, nothing left behind, stops that stop."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from django.db import connection
+from pytest_django import Settings
+
+from controlplane.problems import Problem
+from deployments import care, rollout
+from deployments.models import Deployment
+from deployments.states import DeploymentState
+from nodes import logs, runs, signals, tasks
+from nodes.models import Job, Node, Run
+from nodes.states import JOB_ACTIVE, FINISHED, JobState, NodeState, RunState
+from nodes.watch import Watch
+from tests.support.sshd import free_port
+from tests.support.stand_in_engine import StandInEngine
+
+pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
+LOGS = Path(__file__).parent / "logs"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> StandInEngine:
+    return StandInEngine(tmp_path / "root")
+
+
+@pytest.fixture(autouse=True)
+def own_ports(settings: Settings) -> None:
+    settings.PORT_BASE = 40000 + os.getpid() % 40 * 500
+
+
+@pytest.fixture
+def node(engine: StandInEngine) -> Node:
+    return Node.objects.create(
+        name="here", kind=Node.Kind.LOCAL, address="127.0.0.1", root=str(engine.root), state=NodeState.READY)
+
+
+@pytest.fixture
+def quarterdeck(valkey: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """A real watch, and the worker's tasks done at once where they are sent."""
+    monkeypatch.setattr(tasks, "send", lambda task, *arguments: task(*arguments))
+    monkeypatch.setattr(runs, "queue", lambda run_id: None)
+    watching = Watch()
+
+    def run() -> None:
+        watching.run()
+        connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield watching
+    watching.stop()
+    thread.join(20)
+    for watcher in watching.watchers.values():
+        watcher.join(10)
+    for job in Job.objects.select_related("node"):
+        runs.end_job(job, "KILL")
+
+
+@pytest.fixture
+def deployment(node: Node) -> Deployment:
+    return rollout.create("small", Deployment.DEMO, node, free_port(), {}, None)
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for a condition, doing a worker's part meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, [
+            (run.story, run.state, run.reason, [(s.kind, s.state, s.reason) for s in run.steps.all()])
+            for run in Run.objects.all()]
+        for run in Run.objects.exclude(state__in=FINISHED):
+            runs.advance(run.pk)
+        time.sleep(0.05)
+
+
+def reach(deployment: Deployment, state: DeploymentState) -> Deployment:
+    until(lambda: deployment.fresh().state == state)
+    return deployment.fresh()
+
+
+def rolled_out(deployment: Deployment) -> Deployment:
+    rollout.start(deployment, None)
+    return reach(deployment, DeploymentState.READY)
+
+
+def steps(deployment: Deployment) -> dict[str, str]:
+    run = Run.objects.filter(about=deployment.subject).latest("pk")
+    return {step.kind: step.state for step in run.steps.all()}
+
+
+def test_a_rollout_ends_ready_after_a_real_answer(quarterdeck: Watch, deployment: Deployment) -> None:
+    ready = rolled_out(deployment)
+    assert steps(deployment)["packages"] == RunState.SKIPPED
+    assert steps(deployment)["verify"] == RunState.DONE
+    assert (ready.percent, ready.measured["weights_gib"]) == (100, 0.25)
+    answer = httpx.post(
+        f"{ready.upstream}/v1/completions", json={}, headers={"Authorization": f"Bearer {ready.api_key.reveal()}"})
+    assert answer.status_code == 200
+
+
+def test_a_model_path_that_does_not_exist_is_named_and_nothing_is_started(
+    quarterdeck: Watch, node: Node
+) -> None:
+    deployment = rollout.create("gone", "/data/models/none", node, free_port(), {}, None)
+    rollout.start(deployment, None)
+    failed = reach(deployment, DeploymentState.FAILED)
+    assert "There is no /data/models/none on this server. Copy the model there" in failed.reason
+    assert (steps(deployment)["ray"], steps(deployment)["serve"]) == (RunState.SKIPPED, RunState.SKIPPED)
+    assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
+
+
+def test_a_port_in_use_is_named_before_anything_is_started(quarterdeck: Watch, deployment: Deployment) -> None:
+    with socket.create_server(("127.0.0.1", deployment.port)):
+        rollout.start(deployment, None)
+        failed = reach(deployment, DeploymentState.FAILED)
+    assert f"Port {deployment.port} on here is in use by another program." in failed.reason
+    assert "Give the deployment another port" in failed.reason
+    assert steps(deployment)["ray"] == RunState.SKIPPED
+    rolled_out(deployment)
+
+
+def test_a_start_that_fails_is_diagnosed_from_its_log(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine
+) -> None:
+    engine.behave("fail", str(LOGS / "heads-not-divisible-by-tp.log"))
+    rollout.start(deployment, None)
+    failed = reach(deployment, DeploymentState.FAILED)
+    assert "attention heads" in failed.reason
+    assert "See root cause above" not in failed.reason
+
+
+def test_a_server_that_starts_but_cannot_generate_is_not_ready(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine
+) -> None:
+    engine.behave("mute")
+    rollout.start(deployment, None)
+    failed = reach(deployment, DeploymentState.FAILED)
+    assert "refused a prompt with status 500" in failed.reason
+    server = failed.server
+    assert server is not None
+    until(lambda: server.fresh().state not in JOB_ACTIVE)
+
+
+def test_a_server_that_ends_by_itself_is_noticed_whatever_its_status(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine
+) -> None:
+    ready = rolled_out(deployment)
+    engine.behave("serve")
+    assert ready.server is not None
+    runs.end_job(ready.server, "KILL")
+    failed = reach(deployment, DeploymentState.FAILED)
+    assert failed.reason.startswith("The model server ended: ")
+
+
+def test_stopping_leaves_no_process_and_frees_the_ports(quarterdeck: Watch, deployment: Deployment) -> None:
+    ready = rolled_out(deployment)
+    rollout.stop(ready, None)
+    stopped = reach(deployment, DeploymentState.STOPPED)
+    assert steps(stopped) == {"stop-server": RunState.DONE, "stop-ray": RunState.DONE}
+    assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
+    for job in Job.objects.select_related("node"):
+        assert runs.end_job(job, "TERM") == 0
+    with socket.create_server(("127.0.0.1", deployment.port)):
+        pass
+
+
+def test_a_server_that_ignores_the_first_signal_is_killed(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.steps.GRACE", timedelta(seconds=1))
+    engine.behave("stubborn")
+    ready = rolled_out(deployment)
+    rollout.stop(ready, None)
+    reach(deployment, DeploymentState.STOPPED)
+    assert ready.server is not None
+    assert runs.end_job(ready.server, "TERM") == 0
+
+
+def test_a_rollout_can_be_stopped_while_it_loads(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine
+) -> None:
+    engine.behave("slow")
+    rollout.start(deployment, None)
+    until(lambda: deployment.fresh().phase == "weights")
+    rollout.stop(deployment.fresh(), None)
+    reach(deployment, DeploymentState.STOPPED)
+    assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
+    first = Run.objects.get(story="rollout")
+    assert (first.state, first.reason) == (RunState.FAILED, "stopped on request")
+
+
+def test_ray_stays_while_another_deployment_uses_it(quarterdeck: Watch, node: Node, deployment: Deployment) -> None:
+    other = rollout.create("other", Deployment.DEMO, node, free_port(), {}, None)
+    rolled_out(deployment)
+    rolled_out(other)
+    assert steps(other)["ray"] == RunState.SKIPPED
+    rollout.stop(deployment.fresh(), None)
+    reach(deployment, DeploymentState.STOPPED)
+    assert steps(deployment)["stop-ray"] == RunState.SKIPPED
+    ray = node.fresh().ray
+    assert ray is not None
+    assert ray.state == JobState.RUNNING
+
+
+def test_two_people_pressing_start_at_once_start_one_rollout(quarterdeck: Watch, deployment: Deployment) -> None:
+    outcomes: list[str] = []
+
+    def press() -> None:
+        try:
+            rollout.start(deployment.fresh(), None)
+            outcomes.append("started")
+        except Problem as problem:
+            outcomes.append(problem.what)
+        connection.close()
+
+    threads = [threading.Thread(target=press) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["small is rolling out and cannot be started now.", "started"]
+    reach(deployment, DeploymentState.READY)
+    assert Job.objects.filter(name="serve").count() == 1
+
+
+def test_a_deployment_that_runs_is_not_deleted(quarterdeck: Watch, deployment: Deployment) -> None:
+    rolled_out(deployment)
+    with pytest.raises(Problem, match="small is still running"):
+        rollout.delete(deployment, None)
+    assert Deployment.objects.exists()
+
+
+def test_a_port_that_another_deployment_has_is_refused(deployment: Deployment, node: Node) -> None:
+    with pytest.raises(Problem, match=f"Port {deployment.port} on here belongs to the deployment small"):
+        rollout.create("second", Deployment.DEMO, node, deployment.port, {}, None)
+    assert Deployment.objects.count() == 1
+
+
+def test_free_ports_are_given_out_one_by_one(node: Node) -> None:
+    first = rollout.create("first", Deployment.DEMO, node, None, {}, None)
+    second = rollout.create("second", Deployment.DEMO, node, None, {}, None)
+    assert second.port == first.port + 1
+
+
+def test_leftovers_of_a_failed_deployment_are_ended_on_a_tick(
+    quarterdeck: Watch, deployment: Deployment
+) -> None:
+    ready = rolled_out(deployment)
+    assert ready.move(DeploymentState.FAILED, "for the test")
+    signals.tick.send(None)
+    assert ready.server is not None
+    until(lambda: ready.server is not None and ready.server.fresh().state not in JOB_ACTIVE)
+
+
+def test_the_server_log_is_kept_after_its_end(quarterdeck: Watch, deployment: Deployment) -> None:
+    ready = rolled_out(deployment)
+    rollout.stop(ready, None)
+    reach(deployment, DeploymentState.STOPPED)
+    assert ready.server is not None
+    until(lambda: Job.objects.get(pk=ready.server_id).archive.exists())
+    kept = b"".join(logs.read_all(Job.objects.get(pk=ready.server_id)))
+    assert b"Application startup complete." in kept
+
+
+def test_care_of_a_job_that_is_gone_is_no_failure(quarterdeck: Watch, deployment: Deployment) -> None:
+    ready = rolled_out(deployment)
+    assert ready.server is not None
+    care.end_job(str(ready.server.pk))
+    reach(deployment, DeploymentState.FAILED)
+    care.end_job(str(ready.server.pk))
