@@ -370,6 +370,13 @@ def test_what_ended_sessions_left_is_removed_and_what_runs_is_not(node: Site, tm
     assert list(sessions.iterdir()) == [running]
 
 
+def test_what_ray_leaves_on_a_node_can_be_removed(node: Site, tmp_path: Path) -> None:
+    run_job(ray.start_head(CPU, node, PLAN, "127.0.0.1", TOKEN), tmp_path / "job")
+    assert run_job(ray.clean_up(node), tmp_path / "job").returncode == 0
+    assert not Path(ray._directory(node)).exists()
+    assert not (tmp_path / "ray/token").exists()
+
+
 def test_somebody_elses_directory_is_not_used(node: Site, tmp_path: Path) -> None:
     Path(ray._directory(node)).symlink_to(tmp_path)
     done = run_job(ray.start_head(CPU, node, PLAN, "127.0.0.1", TOKEN), tmp_path / "job")

@@ -139,6 +139,11 @@ def status(site: Site, plan: PortPlan, address: str) -> Command:
     )
 
 
+def clean_up(site: Site) -> Command:
+    """Remove what Ray left on the node: its logs, its sockets and the token. Only once it has ended."""
+    return script('rm -rf -- "$1" "$2"', _directory(site), _token_path(site))
+
+
 def client_environment(site: Site, plan: PortPlan, head: str) -> Mapping[str, str]:
     """What a program on a node needs to find Ray and be let in. Without it, vLLM starts a Ray of its own."""
     return {"RAY_ADDRESS": f"{ray_address(head)}:{plan.gcs}", **_authentication(site)}
