@@ -81,3 +81,10 @@ for (const slider of settings.querySelectorAll("[data-slides]")) {
   slider.oninput = () => (field.value = slider.value);
   field.oninput = () => (slider.value = field.value);
 }
+
+// The choice is in the address, so that a refreshed list keeps it, and says at once if that deployment does not answer.
+document.addEventListener("change", ({ target }) => {
+  if (target.form !== settings || target.name !== "model") return;
+  history.replaceState(null, "", `?model=${encodeURIComponent(target.value)}`);
+  window.htmx.trigger(document.getElementById("main"), "poke");
+});
