@@ -71,7 +71,7 @@ class Gateway:
             self._directory = directory.Directory(self._load, self._listen)
             self._meter = meter.Meter(self._write)
             self._pool = client.Pool(self._times)
-            gc.freeze()  # what was imported stays: walking through it again and again would stop all streams
+            _calm_collector()
 
     async def _live(self, receive: body.Receive, send: Send) -> None:
         """Lifespan, for running alone."""
@@ -151,6 +151,15 @@ class Gateway:
             cost = call.cost()
             account.end(cost.prompt_tokens + cost.completion_tokens, time.time())
             self._meter.count(caller.user_id, caller.key_id, route.name, cost)
+
+
+def _calm_collector() -> None:
+    """Make garbage collection rare: it took a quarter of the time with 512 streams, and stops them all.
+
+    What was imported stays, so it is not walked through again; streams make garbage, but hardly any in cycles.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 async def send_json(send: Send, status: int, content: bytes, headers: list[Header]) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import httptools
 
 HIGH_WATER = 256 * 1024  # bytes buffered before the upstream is paused
 HEAD_LIMIT = 64 * 1024  # bytes of an answer's head
 SWEEP = 1.0  # seconds between looks at time-outs: exact enough for limits of minutes, and free for each chunk
+
+
+Sink = Callable[[bytes], Awaitable[None]]
 
 
 class Origin(NamedTuple):
@@ -61,6 +64,20 @@ class Limits:
     keep: float = 4.0
 
 
+class _Begun:
+    """An awaitable that was begun outside of a task and has to wait: await it in one, and it goes on."""
+
+    def __init__(self, steps: Generator[Any, None, object], waits_for: Any) -> None:
+        self._steps, self._waits_for = steps, waits_for
+
+    def __await__(self) -> Generator[Any, None, None]:
+        try:
+            yield self._waits_for
+            yield from self._steps
+        finally:
+            self._steps.close()
+
+
 class Exchange:
     """One request and its answer.
 
@@ -74,15 +91,16 @@ class Exchange:
         self.complete = False
         self._connection = connection
         self._limits = limits
-        self._parser = httptools.HttpResponseParser(self)
         self._chunks: list[bytes] = []
-        self._size = 0
-        self._head_size = 0
+        self.on_body = self._chunks.append  # httptools calls it for each piece: nothing is cheaper
+        self._parser = httptools.HttpResponseParser(self)  # takes the callbacks that exist now
+        self._size = 0  # bytes that came since the last were taken
         self._headed = False
         self._framed = False  # the head says where the body ends; else it ends with the connection
-        self._extra = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._pending: _Begun | None = None
         self._heard = False  # since the last `check`: looking at the clock for each chunk would cost more
         self._deadline = connection.loop.time() + limits.first_byte
 
@@ -99,22 +117,52 @@ class Exchange:
             if self.complete:
                 return b""
             await self._more()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
-        if self._size > HIGH_WATER and not self.complete:
-            self._connection.resume()
-        self._size = 0
-        return data
+        return self._take()
+
+    async def pump(self, sink: Sink) -> None:
+        """Give ``sink`` all that comes, in order, until the end. Raises `UpstreamError`.
+
+        It is called right where bytes arrive, so that no task has to wake for each piece; only when it has to
+        wait, because the client is slow, it is awaited here.
+        """
+        while not self.at_end:
+            if self._pending is not None:
+                pending, self._pending = self._pending, None
+                await pending
+            elif self._chunks:
+                await sink(self._take())
+            else:
+                self._sink = sink
+                await self._more()
+                self._sink = None
 
     @property
     def at_end(self) -> bool:
         """Whether everything has been read."""
-        return self.complete and not self._chunks
+        return self.complete and not self._chunks and self._pending is None
 
     def abort(self) -> None:
         """Give up what is left. Does nothing to an exchange that is complete."""
         if not self.complete:
             self._connection.abort()
+
+    def _take(self) -> bytes:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        if self._size > HIGH_WATER and not self.complete:
+            self._connection.resume()
+        self._size = 0
+        return data
+
+    def _push(self, sink: Sink) -> None:
+        """Call the sink outside of a task; what it waits for, if anything, is left to `pump`."""
+        sending = sink(self._take()).__await__()
+        try:
+            waits_for = next(sending)
+        except StopIteration:
+            return
+        self._sink, self._pending = None, _Begun(sending, waits_for)
+        self._wake()
 
     def _more(self) -> asyncio.Future[None]:
         """A future for the next thing that happens."""
@@ -127,22 +175,27 @@ class Exchange:
 
     def feed(self, data: bytes) -> None:
         self._heard = True
+        self._size += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.fail(Broken("it sent something that is not HTTP"))
-        if self._extra:
-            self._connection.abort()  # it sent more than one answer: what would follow belongs to nobody
-        if not self._headed:
-            self._head_size += len(data)
-            if self._head_size > HEAD_LIMIT:
-                self.fail(Broken("the head of its answer is too large"))
+        if not self._headed and self._size > HEAD_LIMIT:
+            self.fail(Broken("the head of its answer is too large"))
+        if not self._chunks:
+            return
+        if self._sink is not None:
+            self._push(self._sink)
+        else:
+            self._wake()
+        if self._size > HIGH_WATER and not self.complete:
+            self._connection.pause()
 
     def ended(self, error: Exception | None) -> None:
         """The connection is gone. An answer without a length ends this way in good order."""
         if self._headed and not self._framed and error is None:
             self._finish()
-        elif self._connection.reused and self._head_size == 0:
+        elif self._connection.reused and self._size == 0:
             self.fail(Stale("it had closed a kept connection"))
         else:
             self.fail(Broken("it closed the connection in the middle of an answer"))
@@ -151,7 +204,7 @@ class Exchange:
         if not self.complete and self._error is None:
             self._error = error
             self._wake()
-            self._connection.abort()
+        self._connection.abort()
 
     def check(self, now: float) -> None:
         """Fail when a reader has waited too long; a client that does not read is no fault of the server."""
@@ -178,7 +231,8 @@ class Exchange:
     # What httptools calls.
 
     def on_message_begin(self) -> None:
-        self._extra = self.complete
+        if self.complete:
+            raise ValueError("a second answer, which belongs to nobody")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -196,17 +250,8 @@ class Exchange:
         self._framed = self._framed or status in (204, 304)
         self._wake()
 
-    def on_body(self, data: bytes) -> None:
-        if self._extra:
-            return
-        self._chunks.append(data)
-        self._size += len(data)
-        if self._size > HIGH_WATER:
-            self._connection.pause()
-        self._wake()
-
     def on_message_complete(self) -> None:
-        if self._headed and not self._extra and self._framed:
+        if self._headed and self._framed:
             self._finish()
 
 

@@ -103,13 +103,15 @@ async def _pass_on(call: Call, name: str, exchange: client.Exchange) -> None:
     send, headers = call.send, wire.coming_back(exchange.headers, call.marked, events)
     await send({"type": "http.response.start", "status": exchange.status, "headers": headers + call.extra})
     call.answered = True
+
+    def sink(data: bytes) -> Awaitable[None]:
+        return send({"type": "http.response.body", "body": relay.feed(data), "more_body": True})
+
     try:
         data = await exchange.read()
         call.first = asyncio.get_running_loop().time()
-        while data:
-            if out := relay.feed(data):
-                await send({"type": "http.response.body", "body": out, "more_body": True})
-            data = await exchange.read()
+        await sink(data)
+        await exchange.pump(sink)
     except client.UpstreamError as error:
         if not events:
             raise
