@@ -88,7 +88,7 @@ def start_head(facts: Facts, site: Site, plan: PortPlan, address: str, token: Se
     """Start a cluster; runs until it is stopped. ``address`` is the node's own, an IP address."""
     head = [
         "--head", f"--port={plan.gcs}", f"--ray-client-server-port={plan.client}", "--disable-usage-stats",
-        "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={plan.dashboard}",
+        "--include-dashboard=false", "--dashboard-host=127.0.0.1", f"--dashboard-port={plan.dashboard}",
     ]  # fmt: skip
     return _start(facts, site, plan, address, token, head)
 
