@@ -137,6 +137,11 @@ def test_a_hosts_file_that_cannot_be_used_is_one_sentence(tmp_path: Path, hosts:
         (None, "config.json cannot be read: No such file or directory."),
         ("[]", "config.json holds no JSON object."),
         ({"model_type": "qwen2"}, "config.json says hidden_size is None"),
+        ("[" * 100_000, "config.json is not valid JSON"),
+        (
+            {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 10**9},
+            "num_hidden_layers is 1000000000; a whole number from 1 to 10000 is needed.",
+        ),
         ({"kv_lora_rank": 512, "hidden_size": 1, "num_attention_heads": 1, "num_hidden_layers": 1}, "qk_rope"),
     ],
 )

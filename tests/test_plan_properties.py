@@ -51,7 +51,7 @@ def invent(name: str, hosts: list[HostSpec], flags: dict[str, Value], gbps: floa
 
 
 every = given(st.sampled_from(MODELS), machines, wishes, networks)
-often = settings(max_examples=60, deadline=None)
+often = settings(max_examples=40, deadline=None)
 
 
 @often
@@ -139,10 +139,10 @@ def test_tensor_parallelism_leaves_a_host_only_when_asked_or_over_a_fast_network
         stages.setdefault((place.replica, place.stage), set()).add(place.host)
 
     if any(len(names) > 1 for names in stages.values()):
-        assert "tensor-parallel-size" in flags or (gbps or 0) >= NVLINK_GBPS or _nothing_else_fits(outcome, hosts)
+        assert "tensor-parallel-size" in flags or (gbps or 0) >= NVLINK_GBPS or _nothing_else_fits(outcome)
 
 
-def _nothing_else_fits(outcome: Plan, hosts: list[HostSpec]) -> bool:
+def _nothing_else_fits(outcome: Plan) -> bool:
     """Whether every other layout that fits would leave its host for tensor parallelism as well."""
     possible = [other for other in outcome.alternatives if other.kv_tokens]
     return all(other.layout.tensor > 1 for other in possible)

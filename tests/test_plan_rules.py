@@ -379,6 +379,12 @@ def test_hosts_without_gpus_are_passed_over_beside_hosts_with_some() -> None:
     assert [place.host for place in outcome.placement] == ["te1"]
 
 
+def test_a_gpu_too_small_for_anything_is_refused() -> None:
+    outcome = plan(model("smollm2-135m"), [HostSpec("te1", (GpuSpec(0, "Quadro K420", 300),))], Wishes())
+
+    assert outcome.problems == ("The weights take 0.3 GiB; the GPU has 0.0 GiB free.",)
+
+
 def test_an_unknown_gpu_is_planned_for_by_its_memory() -> None:
     machines = [HostSpec("te1", (GpuSpec(0, "NVIDIA X9000", 49152),))]
 

@@ -84,5 +84,5 @@ def _json(path: Path) -> Any:
         raise BadInput(
             _("%(path)s cannot be read: %(why)s.") % {"path": path, "why": error.strerror or error}
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(_("%(path)s is not valid JSON: %(why)s.") % {"path": path, "why": error}) from error

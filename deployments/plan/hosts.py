@@ -123,7 +123,7 @@ class GpuSpec:
 
         Fitted to published pairs: A10 23028 MiB → 22.1 GiB, H100 81559 → 79.1, H200 143771 → 139.7.
         """
-        return int(self.memory_total_mib * MIB * 0.9975) - 320 * MIB
+        return max(1, int(self.memory_total_mib * MIB * 0.9975) - 320 * MIB)
 
     def most_utilization(self, workers: int) -> float:
         """The largest gpu_memory_utilization with which a worker starts beside what other processes hold.

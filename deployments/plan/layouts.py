@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from django.utils.translation import gettext as _
@@ -15,7 +15,9 @@ from deployments.plan.memory import Memory, Stage, even_partition
 from deployments.plan.model import ModelConfig
 from deployments.plan.wishes import Wishes
 
-LEVELS = 3  # how many values of gpu_memory_utilization are tried where other processes hold memory
+#: Values of gpu_memory_utilization that are tried where other processes hold memory: all of them on few GPUs, at least
+#: three on many.
+LEVELS, LEVELS_TIMES_GPUS = 3, 128
 LEAST_UTILIZATION = 0.05
 _LARGE_PIPELINES = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80)
 
@@ -104,9 +106,10 @@ def levels(seats: Sequence[Seat], workers: int, wishes: Wishes) -> list[float]:
         return [wishes.utilization]
     caps = {min(DEFAULT_UTILIZATION, seat.gpu.most_utilization(workers)) for seat in seats}
     found = sorted((cap for cap in caps if cap >= LEAST_UTILIZATION), reverse=True)
-    if len(found) <= LEVELS:
+    most = max(LEVELS, LEVELS_TIMES_GPUS // max(1, len(seats)))
+    if len(found) <= most:
         return found
-    return [found[0], found[len(found) // 2], found[-1]]
+    return [found[i * (len(found) - 1) // (most - 1)] for i in range(most)]
 
 
 def seats_of(hosts: Sequence[HostSpec]) -> list[list[Seat]]:
@@ -157,22 +160,27 @@ class Copies:
 
     def feasible(self, rows: Sequence[Sequence[Group]], pipeline: int, most: int) -> list[Copy]:
         """At most ``most`` copies that fit, on disjoint GPUs."""
-        found = (self.copy(groups) for groups in runs_of(rows, pipeline))
-        fitting = (copy for copy in found if copy.kv_tokens >= self.needed)
-        first = next(fitting, None)
-        if first is None:
-            return []
-        alike = (copy for copy in fitting if copy.partition == first.partition)  # one configuration for all servers
-        return [first, *islice(alike, most - 1)]
+        found: list[Copy] = []
+        for groups in runs_of(rows, pipeline):
+            known = self._cut(groups)
+            # one configuration for all servers, so they cut the layers alike
+            if known.kv_tokens >= self.needed and (not found or known.partition == found[0].partition):
+                found.append(known if known.groups is groups else replace(known, groups=groups))
+                if len(found) == most:
+                    break
+        return found
 
     def copy(self, groups: tuple[Group, ...]) -> Copy:
-        key = tuple(group.kind for group in groups)
-        if key not in self._known:
-            self._known[key] = self._cut(groups)
-        known = self._known[key]
-        return Copy(groups, known.stages, known.partition, known.kv_tokens)
+        """One copy on these groups, whether it fits or not."""
+        return replace(self._cut(groups), groups=groups)
 
     def _cut(self, groups: tuple[Group, ...]) -> Copy:
+        key = tuple([group.kind for group in groups])
+        if key not in self._known:
+            self._known[key] = self._new_cut(groups)
+        return self._known[key]
+
+    def _new_cut(self, groups: tuple[Group, ...]) -> Copy:
         """vLLM's own cut where the GPUs are alike and it fits; otherwise the one with the most room."""
         requested, block = [group.requested for group in groups], self.memory.wishes.block_size
         even = self.memory.stages(even_partition(len(self.memory.model.layers), len(groups)), requested)
@@ -180,7 +188,7 @@ class Copies:
         alike = len({group.kind for group in groups}) == 1
         if len(groups) == 1 or (alike and tokens >= self.needed):
             return Copy(groups, even, None, tokens)
-        parts = self.memory.uneven_partition(requested)
+        parts = self.memory.uneven_partition(requested, self.needed)
         stages = self.memory.stages(parts, requested) if parts else even
         most = min(stage.tokens(block) for stage in stages)
         return Copy(groups, stages, parts, most) if most > tokens else Copy(groups, even, None, tokens)

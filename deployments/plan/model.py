@@ -85,7 +85,7 @@ class ModelConfig:
         """
         text = _language_model(config)
         hidden, heads = _whole(text, "hidden_size"), _whole(text, "num_attention_heads")
-        count = _whole(text, "num_hidden_layers")
+        count = _whole(text, "num_hidden_layers", most=10_000)
         head_dim = text.get("head_dim") or max(1, hidden // heads)
         latent = text["kv_lora_rank"] + text["qk_rope_head_dim"] if text.get("kv_lora_rank") else 0
         kv_heads = text.get("num_key_value_heads") or text.get("num_kv_heads") or heads
@@ -167,11 +167,12 @@ def _language_model(config: Config) -> Config:
     return {**_DEFAULTS.get(str(text.get("model_type")), {}), **text}
 
 
-def _whole(config: Config, key: str) -> int:
+def _whole(config: Config, key: str, most: int = 1 << 31) -> int:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
         raise BadInput(
-            _("config.json says %(key)s is %(value)r; a whole number above 0 is needed.") % {"key": key, "value": value}
+            _("config.json says %(key)s is %(value)r; a whole number from 1 to %(most)d is needed.")
+            % {"key": key, "value": value, "most": most}
         )
     return value
 

@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 
 from deployments.plan import BadInput, Plan, Wishes, plan
 from deployments.plan.files import read_hosts, read_model
+from deployments.plan.wishes import Value
 from deployments.plan.words import count, gib, layout
 
 
@@ -19,12 +20,8 @@ class Command(BaseCommand):
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "model", type=Path, metavar="MODEL_DIR", help="directory with the model's config.json"
-        )
-        parser.add_argument(
-            "--hosts", type=Path, required=True, help="hosts.json: hosts, their GPUs, network_gbps"
-        )
+        parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="directory with the model's config.json")
+        parser.add_argument("--hosts", type=Path, required=True, help="hosts.json: hosts, their GPUs, network_gbps")
         parser.add_argument(
             "--set",
             nargs="+",
@@ -47,6 +44,13 @@ class Command(BaseCommand):
         self.stdout.write(text)
 
 
+def _flag(name: str, value: Value) -> str:
+    """A flag as vLLM's command line has it: a switch stands alone."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
+
+
 def as_text(outcome: Plan) -> str:
     """The plan for people."""
     lines = [layout(*outcome.layout)] if outcome.layout else [_("This cannot be done.")]
@@ -65,7 +69,7 @@ def as_text(outcome: Plan) -> str:
     ]
     if outcome.layout:
         lines.append(_("Room for %(tokens)s tokens a copy.") % {"tokens": count(outcome.kv_tokens)})
-        lines.append(" ".join(f"--{name} {value}" for name, value in outcome.flags.items()))
+        lines.append(" ".join(_flag(name, value) for name, value in outcome.flags.items()))
     lines += [f"  {name}={value}" for name, value in outcome.environment.items()]
     lines += [f"• {reason}" for reason in outcome.reasons]
     lines += [f"  {layout(*other.layout)}: {other.why_not}" for other in outcome.alternatives]
