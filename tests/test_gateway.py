@@ -148,6 +148,29 @@ async def _stalled(server: StandIn) -> None:
             await asyncio.sleep(0.5)
 
 
+async def test_a_reader_that_is_slow_gets_every_byte_in_order() -> None:
+    words = [upstream.token(f"{number:06d}" + "x" * 2000) for number in range(15_000)]  # more than buffers hold
+
+    async def fast(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await server.send(writer, upstream.HEAD % b"text/event-stream")
+        for word in words:
+            await server.send(writer, upstream.chunk(word))
+        await server.send(writer, upstream.chunk(upstream.DONE) + upstream.END)
+
+    received = []
+    async with (
+        stand_in(fast) as server,
+        client_of(World(m=server.port).gateway()) as http,
+        http.stream("POST", CHAT, json=prompt(stream=True)) as answer,
+    ):
+        await _stalled(server)
+        assert server.sent < sum(map(len, words)) / 2  # it was made to wait
+        async for piece in answer.aiter_bytes(1_000_000):
+            received.append(piece)
+            await asyncio.sleep(0.01)
+    assert b"".join(received) == b"".join(words) + upstream.DONE
+
+
 async def test_connections_to_the_model_server_are_used_again() -> None:
     async with stand_in(upstream.chat) as server, client_of(World(m=server.port).gateway()) as http:
         for stream in (True, False, True):

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+_decode = json.JSONDecoder().raw_decode
 _TAIL = 4096  # bytes kept of the end of an answer, where its usage is
 _HELD = 256 * 1024  # bytes of an unfinished event that are held back at most
 #: Unescaped quotes: inside a JSON string these bytes cannot occur.
@@ -84,7 +85,7 @@ def _last_usage(tail: bytes) -> dict[str, Any] | None:
     if not found:
         return None
     try:
-        usage, _ = json.JSONDecoder().raw_decode(tail[found[-1].end() :].decode("utf-8", "replace"))
+        usage, _ = _decode(tail[found[-1].end() :].decode("utf-8", "replace"))
     except ValueError:
         return None
     return usage if isinstance(usage, dict) else None

@@ -56,7 +56,10 @@ def request_id(headers: Iterable[Header]) -> bytes:
 
 def value_of(headers: Iterable[Header], name: bytes) -> bytes:
     """The first value of a header (name in lower case), or nothing."""
-    return next((value for key, value in headers if key == name), b"")
+    for key, value in headers:
+        if key == name:
+            return value
+    return b""
 
 
 def going_up(headers: Iterable[Header]) -> bytes:
