@@ -30,7 +30,7 @@ _STEPS: tuple[tuple[str, ...], ...] = (
     _LENGTH + _SHARE,
     _LAYOUT + _LENGTH + _SHARE + _BATCH,
 )
-_TIMES = (2, 3, 4, 6, 8, 12, 16, 24, 32)
+_TIMES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def nearest(model: ModelConfig, hosts: Sequence[HostSpec], wishes: Wishes, network_gbps: float) -> Nearest | None:

@@ -58,8 +58,8 @@ def _copies(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
     idle = len(case.seats) - copies * world
     if idle:
         yield ngettext(
-            "%(idle)d GPU stays free: using it would not make this faster, or it does not fit the layout.",
-            "%(idle)d GPUs stay free: using them would not make this faster, or they do not fit the layout.",
+            "%(idle)d GPU stays free: it would hardly make this faster, or it does not fit the layout.",
+            "%(idle)d GPUs stay free: they would hardly make this faster, or they do not fit the layout.",
             idle,
         ) % {"idle": idle}
 
@@ -78,10 +78,10 @@ def _tensor(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
         yield _("The network of %(gbps)g Gbit/s is as fast as NVLink, so tensor parallelism may cross hosts.") % {
             "gbps": case.gbps
         }
+    elif case.wishes.tensor:
+        yield _("Tensor parallelism over hosts was asked for: every layer waits for the network twice.")
     else:
-        yield _("Tensor parallelism over hosts was asked for: all %(layers)d layers wait for the network twice.") % {
-            "layers": len(case.model.layers)
-        }
+        yield _("It fits only with tensor parallelism over hosts: every layer waits for the network twice.")
 
 
 def _pipeline(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
@@ -204,6 +204,7 @@ def _model(case: Case, chosen: Candidate, length: int) -> Iterator[str]:
 def why_lower(case: Case, chosen: Candidate, other: Candidate) -> str:
     """Why ``other``, which fits, was not chosen."""
     words = {
+        "pace": _("Not much faster") if other.speed > 1.05 * chosen.speed else _("About as fast"),
         "speed": rate(other.speed),
         "best": rate(chosen.speed),
         "gbps": case.gbps,
@@ -214,6 +215,8 @@ def why_lower(case: Case, chosen: Candidate, other: Candidate) -> str:
     }
     if case.wishes.tensor not in (None, other.tensor) or case.wishes.pipeline not in (None, other.pipeline):
         return _("Not what was asked for. Expected: about %(speed)s tokens a second, room for %(tokens)s.") % words
+    if other.tensor_crosses and case.gbps < NVLINK_GBPS and other.speed >= NEAR * chosen.speed:
+        return _("%(pace)s (%(speed)s tokens a second), but every layer would wait for the network.") % words
     if other.tensor_crosses and case.gbps < NVLINK_GBPS:
         return (
             _(
@@ -233,7 +236,7 @@ def why_lower(case: Case, chosen: Candidate, other: Candidate) -> str:
             % words
         )
     if other.crosses and not chosen.crosses:
-        return _("About as fast (%(speed)s tokens a second), but each copy would depend on the network.") % words
+        return _("%(pace)s (%(speed)s tokens a second), but each copy would depend on the network.") % words
     return _less_room(chosen, other) % words
 
 
@@ -241,11 +244,11 @@ def _less_room(chosen: Candidate, other: Candidate) -> str:
     """What tells two layouts of about the same speed apart."""
     if other.worth < ROOMY * chosen.worth and other.kv_tokens < min(other.target, chosen.kv_tokens):
         return _(
-            "About as fast (%(speed)s tokens a second), but the longest request could have %(longest)s tokens"
+            "%(pace)s (%(speed)s tokens a second), but the longest request could have %(longest)s tokens"
             " instead of %(own)s."
         )
     if other.worth < ROOMY * chosen.worth:
-        return _("About as fast (%(speed)s tokens a second), but room for %(tokens)s tokens instead of %(room)s.")
+        return _("%(pace)s (%(speed)s tokens a second), but room for %(tokens)s tokens instead of %(room)s.")
     if other.tensor * other.pipeline > chosen.tensor * chosen.pipeline:
-        return _("About as fast and as roomy, but each copy would depend on more GPUs.")
+        return _("%(pace)s and not roomier, and each copy would depend on more GPUs.")
     return _("As roomy, but not faster: about %(speed)s tokens a second instead of %(best)s.")

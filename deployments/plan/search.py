@@ -37,7 +37,7 @@ TENSOR_FIRST = 0.75
 #: unasked.
 NVLINK_GBPS = 1200
 LEAST_CONTEXT = 2048  # tokens that must fit where no length was wished
-SEQUENCES_PER_COPY = 8  # more copies than this allows would each idle
+SEQUENCES_PER_COPY = 4  # more copies than this allows would each idle
 _ENOUGH = 8  # longer pipelines are looked at only while nothing fits
 _LARGE_TENSORS = (10, 12, 16, 32)
 

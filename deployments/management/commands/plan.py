@@ -57,10 +57,9 @@ def as_text(outcome: Plan) -> str:
     lines += outcome.problems
     lines += [outcome.nearest.sentence] if outcome.nearest else []
     lines += [
-        _("  %(host)s GPU %(gpu)s, rank %(rank)d: %(weights)s of weights, %(kv)s of KV cache")
+        _("  %(place)s, rank %(rank)d: %(weights)s of weights, %(kv)s of KV cache")
         % {
-            "host": place.host,
-            "gpu": "–" if place.gpu is None else place.gpu,
+            "place": place.host if place.gpu is None else f"{place.host} GPU {place.gpu}",
             "rank": place.rank,
             "weights": gib(place.weights_bytes),
             "kv": gib(place.kv_bytes),
