@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from deployments.gateway import body
+from deployments.gateway import http as bounded
 from deployments.gateway.keys import checksum
 from tests import upstream
 from tests.support.gateway_world import KEY, World, client_of, prompt, serving
@@ -77,12 +78,8 @@ async def test_a_body_that_is_not_what_the_endpoint_takes_is_a_clear_400(
     assert error_of(await http.post(CHAT, content=content), 400)["code"] in ("invalid_json", "missing_model")
 
 
-@pytest.mark.parametrize(
-    "name", ["../m", "m/../m", "m\0", "M", "m ", "%6d", "http://127.0.0.1/", "x" * 100_000]
-)
-async def test_a_name_that_no_model_has_is_a_404_that_lists_what_is_running(
-    name: str, http: httpx.AsyncClient
-) -> None:
+@pytest.mark.parametrize("name", ["../m", "m/../m", "m\0", "M", "m ", "%6d", "http://127.0.0.1/", "x" * 100_000])
+async def test_a_name_that_no_model_has_is_a_404_that_lists_what_is_running(name: str, http: httpx.AsyncClient) -> None:
     error = error_of(await http.post(CHAT, json=prompt(name)), 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "The models that are running: m." in error["message"]
@@ -90,9 +87,7 @@ async def test_a_name_that_no_model_has_is_a_404_that_lists_what_is_running(
 
 
 @pytest.mark.parametrize("state", ["draft", "rolling_out", "stopping", "stopped", "failed"])
-async def test_a_model_that_is_not_running_is_a_503_with_a_next_step(
-    state: str, http: httpx.AsyncClient
-) -> None:
+async def test_a_model_that_is_not_running_is_a_503_with_a_next_step(state: str, http: httpx.AsyncClient) -> None:
     answer = await http.post(CHAT, json=prompt(state))
     error = error_of(answer, 503)
     assert error["code"] == "model_not_running"
@@ -132,8 +127,7 @@ async def test_headers_beyond_all_measure_are_refused(http: httpx.AsyncClient) -
 
 
 UNFINISHED = (
-    f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 1000\r\n\r\n"
-    '{"model": "m"'
+    f'POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 1000\r\n\r\n{{"model": "m"'
 ).encode()
 
 
@@ -162,6 +156,30 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_asks_nothing_of_th
             answer = await client.post(CHAT, json=prompt())
     assert answer.status_code == 200  # the gateway goes on
     assert len(server.asked) == 1
+
+
+async def test_a_head_that_trickles_in_or_has_no_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer_to(port: int, pieces: list[bytes]) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for piece in pieces:
+            writer.write(piece)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+    start = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n".encode()
+    async with stand_in(upstream.chat) as server:
+        gateway = World(m=server.port).gateway()
+        async with client_of(gateway) as client:
+            port = client.base_url.port or 0
+            endless = await answer_to(port, [start, b"X-Long: " + b"y" * 66_000])
+            monkeypatch.setattr(bounded, "PATIENCE", 0.1)
+            slow = await answer_to(port, [start])
+            silent = await answer_to(port, [])
+            twice = [await client.post(CHAT, json=prompt()) for _ in range(2)]  # the others go on
+    assert [answer[:13] for answer in (endless, slow, silent)] == [b"HTTP/1.1 400 "] * 3
+    assert [answer.status_code for answer in twice] == [200, 200]
 
 
 async def dies_before(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -238,9 +256,7 @@ async def test_a_model_that_dies_in_mid_stream_leaves_whole_events_and_an_error_
 
 async def test_a_model_that_dies_in_the_middle_of_a_whole_answer_does_not_pass_for_complete() -> None:
     async def dies(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        await server.send(
-            writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-        )
+        await server.send(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
         writer.close()
 
     async with stand_in(dies) as server, client_of(World(m=server.port).gateway()) as client:

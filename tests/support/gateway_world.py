@@ -16,6 +16,7 @@ from controlplane.secrets import Secret
 from deployments.gateway.app import Gateway
 from deployments.gateway.client import Limits, Origin
 from deployments.gateway.directory import View
+from deployments.gateway.http import BoundedHttp
 from deployments.gateway.keys import Caller, Keyring
 from deployments.gateway.meter import Count, Counts, Line
 from deployments.gateway.routes import Replica, Route
@@ -70,7 +71,7 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 async def serving(app: App) -> AsyncIterator[int]:
     """The application under uvicorn, in this event loop; gives the port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, http=BoundedHttp, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:

@@ -7,6 +7,8 @@ from typing import Any
 import uvicorn
 from django.core.management.base import BaseCommand, CommandParser
 
+from deployments.gateway.http import BoundedHttp
+
 
 class Command(BaseCommand):
     help = "Serve /v1, the OpenAI-compatible gateway, without pages."
@@ -20,6 +22,7 @@ class Command(BaseCommand):
             "deployments.gateway.app:gateway",
             host=options["host"],
             port=options["port"],
+            http=BoundedHttp,
             access_log=False,  # a line for each request would cost more than it tells
             log_config=None,
             proxy_headers=False,
