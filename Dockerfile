@@ -1,7 +1,7 @@
 # One image for web, worker and watch; docker-compose.yml says which is which.
 FROM python:3.12-slim
 
-ENV PYTHONUNBUFFERED=1 QUARTERDECK_VAR=/var/lib/quarterdeck
+ENV PYTHONUNBUFFERED=1 QUARTERDECK_VAR=/var/lib/quarterdeck STATIC_ROOT=/app/staticfiles
 WORKDIR /app
 
 COPY requirements.lock .

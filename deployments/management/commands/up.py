@@ -37,6 +37,11 @@ class Command(BaseCommand):
     help = "Start Quarterdeck on this machine and keep it running until Ctrl-C."
     requires_system_checks: list[str] = []  # embedded.check_settings() asks for those that matter here
 
+    def create_parser(self, prog_name: str, subcommand: str, **options: Any) -> CommandParser:
+        """Django's own options work, but nobody who asks for help here is looking for them."""
+        usage = "bin/up [--demo] [--once] [--host HOST] [--port PORT]"
+        return super().create_parser(prog_name, subcommand, usage=usage, **options)
+
     def add_arguments(self, parser: CommandParser) -> None:
         option = parser.add_argument
         option("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
@@ -74,7 +79,7 @@ class Up:
             self.result["error"] = _("Stopped before the end.")
         except Problem as problem:
             self.terminal.rest()
-            print(f"\n{problem}", file=sys.stderr, flush=True)
+            print(problem, file=sys.stderr, flush=True)
             status = 2 if isinstance(problem, Refused) else 1
             self.result["error"] = str(problem)
         if self.once:
