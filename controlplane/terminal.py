@@ -6,11 +6,13 @@ import shutil
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 _BAR = 20  # characters
+_COLUMN = 52  # where the times begin
 
 
 class Terminal:
@@ -35,7 +37,7 @@ class Terminal:
 
     def done(self, title: str, seconds: float, mark: str = "✓") -> None:
         """A step that is over."""
-        self.line(f"  {mark} {title:<52} {seconds:7.1f} s")
+        self.line(f"  {mark} {title}{' ' * (_COLUMN - _width(title))} {seconds:7.1f} s")
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
@@ -77,6 +79,11 @@ class Terminal:
     def _write(self, text: str) -> None:
         self._out.write(f"\r\033[K{text}" if self._live else text)
         self._out.flush()
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that the text takes; Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _bar(percent: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import locale
 import os
 import signal
 import sys
@@ -190,9 +189,9 @@ def _clock() -> tuple[float, float]:
 
 def _language() -> str:
     """The terminal's language, if Quarterdeck speaks it."""
-    asked = (locale.getlocale(locale.LC_MESSAGES)[0] or settings.LANGUAGE_CODE).replace("_", "-").lower()
+    asked = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
     try:
-        return translation.get_supported_language_variant(asked)
+        return translation.get_supported_language_variant(asked.partition(".")[0].replace("_", "-").lower())
     except LookupError:
         return settings.LANGUAGE_CODE
 
