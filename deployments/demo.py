@@ -163,7 +163,7 @@ def told(outcome: Outcome, url: str, seconds: dict[str, float]) -> str:
     times = "   ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     return "\n".join(
         [
-            f"  {_('You')}: {QUESTION}",
+            f"  › {QUESTION}",
             f"  {outcome.model}: {outcome.reply}",
             "",
             "  " + _("Talk to it: %(url)s/playground/   Call it: %(url)s/v1") % {"url": url},
