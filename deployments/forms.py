@@ -11,19 +11,16 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.forms import DeckForm
+from controlplane.problems import Problem
+from deployments.commands import checked
 from deployments.models import Deployment
 from nodes.models import Node
 from nodes.states import NodeState
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
-_FLAG = re.compile(r"[a-z][a-z0-9-]*(\.[a-z0-9_-]+)*")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 #: Words that are pages beside a deployment's own.
 RESERVED = frozenset({"new"})
-#: What Quarterdeck decides itself.
-OURS = frozenset(
-    ["host", "port", "api-key", "config", "model", "served-model-name", "distributed-executor-backend"]
-)
 DTYPES = ["bfloat16", "float16", "float32"]
 
 
@@ -112,7 +109,10 @@ class DeploymentForm(DeckForm):
         return name
 
     def clean_extra(self) -> dict[str, Any]:
-        return parse_flags(self.cleaned_data["extra"])
+        try:
+            return checked(parse_flags(self.cleaned_data["extra"]))
+        except Problem as problem:
+            raise ValidationError(str(problem)) from problem
 
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
@@ -133,19 +133,9 @@ class DeploymentForm(DeckForm):
 
 
 def parse_flags(text: str) -> dict[str, Any]:
-    """Names and values of flags, one a line: ``seed=1`` or ``--enforce-eager``. Raises `ValidationError`."""
-    flags: dict[str, Any] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        name, separator, value = line.removeprefix("--").partition("=")
-        name = name.strip().replace("_", "-")
-        if not _FLAG.fullmatch(name):
-            said = _("“%(line)s” is not a flag. Write flag=value, one a line.")
-            raise ValidationError(said % {"line": line[:80]})
-        if name in OURS:
-            said = _("%(name)s is set by Quarterdeck itself. Remove this line.")
-            raise ValidationError(said % {"name": name})
-        flags[name] = _value(value.strip()) if separator else True
-    return flags
+    """Names and values of flags, one a line: ``seed=1`` or ``--enforce-eager``."""
+    lines = [line.partition("=") for line in map(str.strip, text.splitlines()) if line]
+    return {name.strip(): _value(value.strip()) if separator else True for name, separator, value in lines}
 
 
 def _value(text: str) -> Any:

@@ -23,6 +23,7 @@ from nodes.hosts import shared_host
 from nodes.models import Job, Node, Step
 from nodes.recipes import Satisfied, models, ray
 from nodes.remote.command import Command
+from nodes.remote.host import ask
 from nodes.runs import Done, StepKind, Waiting
 from nodes.states import JOB_ACTIVE
 
@@ -206,6 +207,14 @@ def _ended(step: Step, job: Job | None) -> Done | Waiting:
     return Waiting(_("waiting for its processes to end"))
 
 
+def _ray_ended(step: Step) -> Done | Waiting:
+    """As any job's end; then what Ray left in its temporary directory goes too."""
+    ended = _ended(step, step.node.ray)
+    if isinstance(ended, Done):
+        ask(shared_host(step.node), ray.clean_up(registration.site(step.node)))
+    return ended
+
+
 def _stop_ray(step: Step) -> Satisfied | Waiting:
     deployment = deployment_of(step)
     alive = (DeploymentState.ROLLING_OUT, DeploymentState.READY, DeploymentState.DEGRADED)
@@ -223,5 +232,5 @@ runs.register(
     StepKind("verify", gettext_lazy("A real prompt"), _verify),
     StepKind("stop-server", gettext_lazy("Stop the model server"), lambda step: _end(deployment_of(step).server),
              lambda step: _ended(step, deployment_of(step).server)),
-    StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, lambda step: _ended(step, step.node.ray)),
+    StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, _ray_ended),
 )

@@ -220,7 +220,7 @@ def _work(step: Step) -> None:
         elif step.state == RunState.RUNNING:
             _look(step)
     except HostProblem as error:
-        if timezone.now() - (step.started_at or step.run.state_since) > PATIENCE:
+        if not error.passing or timezone.now() - (step.started_at or step.run.state_since) > PATIENCE:
             _finish(step, RunState.FAILED, str(error))
         else:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)

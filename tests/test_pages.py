@@ -352,8 +352,8 @@ def test_options_reach_the_rollout_with_their_types(
         ({"path": "models/qwen"}, "Type the absolute path"),
         ({"name": "Qwen 14B"}, "A name has small letters"),
         ({"port": "80"}, "A port here is a number from 1024 to 65535."),
-        ({"extra": "rm -rf /"}, "is not a flag."),
-        ({"extra": "api-key=mine"}, "api-key is set by Quarterdeck itself."),
+        ({"extra": "rm -rf /"}, "is not the name of a vLLM option."),
+        ({"extra": "api-key=mine"}, "The option api-key is set by Quarterdeck"),
     ],
 )
 def test_a_deployment_that_cannot_be_right_says_so(

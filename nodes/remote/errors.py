@@ -8,11 +8,18 @@ from controlplane.problems import Problem
 
 
 class HostProblem(Problem):
-    """A host could not be reached or refused; nothing was changed on it."""
+    """A host could not be reached or refused; nothing was changed on it.
+
+    ``passing``: it may be gone in a moment by itself, so whoever has time waits and tries again.
+    """
+
+    passing = False
 
 
 class Unreachable(HostProblem):
     """No answer, or not an SSH server."""
+
+    passing = True
 
     def __init__(self, where: str, why: str) -> None:
         super().__init__(
@@ -51,6 +58,8 @@ class HostKeyChanged(HostProblem):
 
 class TimedOut(HostProblem):
     """The host took longer than the time given to a command."""
+
+    passing = True
 
     def __init__(self, where: str, seconds: float) -> None:
         super().__init__(

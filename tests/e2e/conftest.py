@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,15 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(request: pytest.FixtureRequest, browser: Browser, deck: Deck) -> Iterator[Page]:
-    """A signed-in page at 1280 px; what its console calls an error fails the test."""
+    with signed_in(browser, deck) as opened:
+        yield opened
+        shot(opened, f"last-{request.node.name}")
+
+
+@contextmanager
+def signed_in(browser: Browser, deck: Deck) -> Iterator[Page]:
+    """The administrator's page at 1280 px; a script's error or a refusal by the CSP fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, base_url=deck.wait_for_address())
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened = context.new_page()
     opened.set_default_timeout(15_000)
     complaints: list[str] = []
@@ -67,7 +74,6 @@ def page(request: pytest.FixtureRequest, browser: Browser, deck: Deck) -> Iterat
     opened.get_by_role("button", name="Sign in").click()
     opened.wait_for_url("**/")
     yield opened
-    shot(opened, f"last-{request.node.name}")
     context.close()
     assert complaints == []
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +57,13 @@ class Sshd:
         return SshLogin(**{**fields, **changes})  # type: ignore[arg-type]
 
     def stop(self) -> None:
+        """End the server and every connection to it, as a host that goes down does."""
+        sessions = _children(self.process.pid)
         self.process.terminate()
         self.process.wait(10)
+        for pid in sessions:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def restart(self, new_host_key: bool = False) -> None:
         self.stop()
@@ -64,6 +72,15 @@ class Sshd:
             (self.folder / "host_key.pub").unlink()
             keygen(self.folder / "host_key")
         self.process = _run(self.folder, self.port)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(folder.name))
+    return found
 
 
 def start(folder: Path) -> Sshd:
