@@ -1,0 +1,167 @@
+"""Websockets through the real ASGI application and a real Valkey: resumed by byte, told of the end, closed to strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from channels.testing import WebsocketCommunicator
+from django.contrib.auth.models import User
+from django.test import Client
+
+from controlplane import streams
+from controlplane.asgi import application
+from nodes.models import Job, Node
+from nodes.remote import job as remote_job
+from nodes.remote.command import script
+from nodes.remote.local import LocalHost
+from nodes.states import JobState
+
+pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
+
+
+@pytest.fixture
+def cookie() -> str:
+    client = Client()
+    client.force_login(User.objects.create_user("mei"))
+    return f"sessionid={client.cookies['sessionid'].value}"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    node = Node.objects.create(name="here", kind=Node.Kind.LOCAL, address="127.0.0.1", root=str(tmp_path))
+    return Job.objects.create(node=node, name="talk", state=JobState.RUNNING)
+
+
+@asynccontextmanager
+async def socket(path: str, cookie: str, origin: str = "http://testserver") -> AsyncIterator[WebsocketCommunicator]:
+    headers = [(b"host", b"testserver"), (b"origin", origin.encode()), (b"cookie", cookie.encode())]
+    opened = WebsocketCommunicator(application, path, headers=headers)
+    connected, _ = await opened.connect(timeout=5)
+    assert connected
+    yield opened
+    await opened.disconnect()
+
+
+async def received(opened: WebsocketCommunicator, size: int, first: int = 0) -> bytes:
+    """Collect ``size`` bytes of binary frames that follow each other from offset ``first`` on without a gap."""
+    data = b""
+    while len(data) < size:
+        frame = await opened.receive_from(timeout=10)
+        if isinstance(frame, bytes):
+            (start,) = struct.unpack(">Q", frame[:8])
+            assert start == first + len(data)
+            data += frame[8:]
+    return data
+
+
+async def told(opened: WebsocketCommunicator) -> dict[str, Any]:
+    frame = await opened.receive_from(timeout=10)
+    assert isinstance(frame, str), frame
+    return dict(json.loads(frame))
+
+
+def append(job: Job, start: int, data: bytes, keep: int | None = None) -> None:
+    assert streams.append(streams.log_key(job.pk), start, data, keep) == start + len(data)
+
+
+def end(job: Job, size: int, status: int = 0) -> None:
+    assert job.move(JobState.EXITED, exit_status=status, log_size=size)
+
+
+async def test_a_log_is_sent_as_it_is_and_then_as_it_grows(job: Job, cookie: str) -> None:
+    await asyncio.to_thread(append, job, 0, "début\n".encode())
+    async with socket(f"/ws/log/{job.pk}", cookie) as opened:
+        assert await received(opened, 7) == "début\n".encode()
+        await asyncio.to_thread(append, job, 7, b"more\n")
+        assert await received(opened, 5, first=7) == b"more\n"
+
+
+async def test_a_reload_goes_on_after_the_last_byte_that_was_drawn(job: Job, cookie: str) -> None:
+    await asyncio.to_thread(append, job, 0, b"0123456789")
+    async with socket(f"/ws/log/{job.pk}?after=4", cookie) as opened:
+        assert await received(opened, 6, first=4) == b"456789"
+
+
+async def test_the_end_is_told_once_all_was_sent(job: Job, cookie: str) -> None:
+    await asyncio.to_thread(append, job, 0, b"last words\n")
+    async with socket(f"/ws/log/{job.pk}", cookie) as opened:
+        await received(opened, 11)
+        await sync_to_async(end)(job, 11, status=3)
+        assert await told(opened) == {"ended": {"state": "exited", "status": 3}}
+
+
+async def test_what_the_stream_no_longer_has_is_read_from_the_node(job: Job, cookie: str, tmp_path: Path) -> None:
+    whole = b"".join(b"line %d\n" % n for n in range(3000))
+    place = tmp_path / "jobs" / str(job.pk)
+    place.mkdir(parents=True)
+    (place / "log").write_bytes(whole)
+    for start in range(0, len(whole), 1000):
+        await asyncio.to_thread(append, job, start, whole[start : start + 1000], 5000)
+    async with socket(f"/ws/log/{job.pk}?after=0", cookie) as opened:
+        assert await received(opened, len(whole)) == whole
+
+
+async def test_an_ended_job_without_a_stream_is_read_from_the_node(job: Job, cookie: str, tmp_path: Path) -> None:
+    await sync_to_async(remote_job.start)(
+        LocalHost(),
+        str(tmp_path / "jobs" / str(job.pk)), script("echo kept on the node"))
+    log = tmp_path / "jobs" / str(job.pk) / "log"
+    while not log.exists() or log.read_bytes() != b"kept on the node\n":
+        await asyncio.sleep(0.02)
+    await sync_to_async(end)(job, 17)
+    async with socket(f"/ws/log/{job.pk}", cookie) as opened:
+        assert await received(opened, 17) == b"kept on the node\n"
+        assert (await told(opened))["ended"]["status"] == 0
+
+
+async def test_of_a_long_log_the_recent_part_is_sent_first(job: Job, cookie: str) -> None:
+    piece = b"x" * 500_000
+    for n in range(4):
+        await asyncio.to_thread(append, job, n * len(piece), piece)
+    async with socket(f"/ws/log/{job.pk}", cookie) as opened:
+        skipped = (await told(opened))["skipped"]
+        assert skipped == [0, 2_000_000 - (1 << 20)]
+        assert len(await received(opened, 1 << 20, first=skipped[1])) == 1 << 20
+
+
+async def test_samples_are_replayed_and_live(job: Job, cookie: str) -> None:
+    await asyncio.to_thread(streams.add_sample, job.node_id, {"t": 1})
+    async with socket(f"/ws/samples/{job.node_id}", cookie) as opened:
+        assert json.loads(await opened.receive_from(timeout=5)) == [{"t": 1}]
+        await asyncio.to_thread(streams.add_sample, job.node_id, {"t": 2})
+        assert json.loads(await opened.receive_from(timeout=5)) == [{"t": 2}]
+
+
+async def test_a_change_is_poked_to_every_page(job: Job, cookie: str) -> None:
+    async with socket("/ws/pokes", cookie) as one, socket("/ws/pokes", cookie) as other:
+        await asyncio.sleep(0.2)  # a subscription has no answer to wait for
+        await sync_to_async(end)(job, 0)
+        for page in (one, other):
+            assert await page.receive_json_from(timeout=5) == {"changed": f"job:{job.pk}"}
+
+
+@pytest.mark.parametrize("path", ["/ws/pokes", "/ws/samples/1", "/ws/log/00000000-0000-0000-0000-000000000000"])
+async def test_a_stranger_gets_nothing(path: str, valkey: str) -> None:
+    async with socket(path, "") as opened:
+        closing = await opened.receive_output(timeout=5)
+        assert closing == {"type": "websocket.close", "code": 4401}
+
+
+async def test_a_page_of_another_origin_gets_no_socket(job: Job, cookie: str) -> None:
+    headers = [(b"host", b"testserver"), (b"origin", b"http://elsewhere.example"), (b"cookie", cookie.encode())]
+    opened = WebsocketCommunicator(application, "/ws/pokes", headers=headers)
+    connected, _ = await opened.connect(timeout=5)
+    assert not connected
+
+
+async def test_a_job_that_is_not_there_closes_the_socket(cookie: str, valkey: str) -> None:
+    async with socket("/ws/log/00000000-0000-0000-0000-000000000000", cookie) as opened:
+        assert (await opened.receive_output(timeout=5))["code"] == 4404
