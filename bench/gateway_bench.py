@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gateway_subjects import PATH, Subject, all_running, process
+from gateway_subjects import PATH, Subject, direct, gateway, litellm, nginx, process, running
 
 HERE = Path(__file__).resolve().parent
 TOKENS = 128
@@ -42,9 +42,7 @@ def load(wire: Path, subject: Subject, streams: int, seconds: float, pace: int) 
         PATH,
         "m",
     ]
-    done = subprocess.run(
-        ["taskset", "-c", "1", *argv, subject.key], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["taskset", "-c", "1", *argv, subject.key], capture_output=True, text=True, timeout=60)
     if done.returncode:
         sys.exit(f"{subject.name} with {streams} streams: {done.stderr}")
     found: dict[str, float] = json.loads(done.stdout)
@@ -140,9 +138,7 @@ def compare(figures: dict[tuple[str, int], list[dict[str, float]]], paced: list[
         f"rate_kept_{most}": ratio("direct", most, "chunks_per_second"),
         "chunks_vs_nginx": ratio("nginx", 0, "chunks_per_second"),
         "chunks_vs_litellm": ratio("litellm", 0, "chunks_per_second"),
-        "cpu_per_chunk_vs_nginx": {
-            str(streams): ratio("nginx", streams, "cpu_us_per_chunk") for streams in paced
-        },
+        "cpu_per_chunk_vs_nginx": {str(streams): ratio("nginx", streams, "cpu_us_per_chunk") for streams in paced},
         "rss_mib": round(max(run["rss_mib"] for run in figures["gateway", most]), 1),
         "chunks_per_second": {
             name: round(middle(figures[name, 0], "chunks_per_second")) for name, n in figures if n == 0
@@ -152,35 +148,44 @@ def compare(figures: dict[tuple[str, int], list[dict[str, float]]], paced: list[
 
 def measure(wire: Path, here: Path, options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[tuple[str, int], list[dict[str, float]]] = {}
+
+    def note(subject: Subject, streams: int) -> None:
+        run = load(wire, subject, streams or 32, options.seconds, PACE_MS if streams else 0)
+        figures.setdefault((subject.name, streams), []).append(run)
+
     with process([str(wire), "serve"], 1, here / "wire.err") as server:
         upstream = int(server.stdout.readline()) if server.stdout else 0
-        with all_running(upstream, here) as subjects:
-            ours = subjects["gateway"]
+        with running([direct, nginx, gateway], upstream, here) as subjects:
             for _ in range(options.repeat):
                 for streams in (*options.streams, 0):  # 0: 32 streams without a delay
                     for subject in subjects.values():
-                        if subject.name == "litellm" and streams:
-                            continue  # it takes minutes to end what it is behind with
-                        run = load(wire, subject, streams or 32, options.seconds, PACE_MS if streams else 0)
-                        figures.setdefault((subject.name, streams), []).append(run)
-            return {
-                **compare(figures, options.streams),
-                "cancel_ms": {
-                    "before_first_token": round(max(cancel_ms(ours, upstream, 5000) for _ in range(10)), 1),
-                    "streaming": round(max(cancel_ms(ours, upstream, 0) for _ in range(10)), 1),
-                },
-                "stuck_reader_mib": round(stuck_mib(ours), 2),
-                "cpu_us_whole_request": round(whole_us(ours)),
-            }
+                        note(subject, streams)
+            alone = single_requests(subjects["gateway"], upstream)
+        # By itself and once: it goes on working off what it is behind with, beside whatever comes next.
+        with running([litellm], upstream, here) as others:
+            for subject in others.values():
+                note(subject, 0)
+    return {**compare(figures, options.streams), **alone}
+
+
+def single_requests(ours: Subject, upstream: int) -> dict[str, Any]:
+    """How fast one request lets go, and what one costs."""
+    return {
+        "cancel_ms": {
+            "before_first_token": round(max(cancel_ms(ours, upstream, 5000) for _ in range(10)), 1),
+            "streaming": round(max(cancel_ms(ours, upstream, 0) for _ in range(10)), 1),
+        },
+        "stuck_reader_mib": round(stuck_mib(ours), 2),
+        "cpu_us_whole_request": round(whole_us(ours)),
+        "engine_tokens_vs_direct": None,  # needs a real engine, which this bench does not start
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench/gateway", description=__doc__)
     parser.add_argument("--repeat", type=int, default=3, help="alternating repetitions (default: 3)")
     parser.add_argument("--seconds", type=float, default=TOKENS * PACE_MS / 1e3, help="of each run's window")
-    parser.add_argument(
-        "--streams", type=int, nargs="+", default=[32, 128, 512], help="numbers of paced streams"
-    )
+    parser.add_argument("--streams", type=int, nargs="+", default=[32, 128, 512], help="numbers of paced streams")
     options = parser.parse_args()
     if not shutil.which("gcc"):
         sys.exit("bench/gateway compiles its model server and load: install gcc.")
