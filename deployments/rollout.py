@@ -34,7 +34,7 @@ _SERVER_PORTS = 60
 def create(
     name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
-    """A new deployment in state draft, on the one-node cluster of ``node``. Raises `Problem` for a name or port taken."""
+    """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
     cluster = _cluster_of(node)
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
@@ -69,7 +69,8 @@ def _cluster_of(node: Node) -> Cluster:
 def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
     with transaction.atomic():
-        if not deployment.move(DeploymentState.ROLLING_OUT, server=None, phase="", percent=0, measured={}):
+        nothing_yet = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
+        if not deployment.move(DeploymentState.ROLLING_OUT, **nothing_yet):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")
                 % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},

@@ -1,8 +1,8 @@
-"""What the steps of a rollout and of a stop do on a node. Thin: recipes and commands are pure, the engine is `nodes.runs`."""
+"""What the steps of a rollout and of a stop do on a node. Recipes and commands are pure, the engine is `nodes.runs`."""
 
 from __future__ import annotations
 
-import socket
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +16,9 @@ from controlplane import streams
 from controlplane.problems import Problem
 from deployments import commands, diagnosis
 from deployments.models import Deployment
-from deployments.phases import PHASES, PhaseReader
+from deployments.phases import PHASES, STARTED, PhaseReader, Progress
 from deployments.states import DeploymentState
+from deployments.upstream import base_url, inner_address
 from nodes import logs, registration, runs
 from nodes.hosts import shared_host
 from nodes.models import Job, Node, Step
@@ -31,25 +32,14 @@ from nodes.states import JOB_ACTIVE
 GRACE = timedelta(seconds=20)
 #: How long Ray may take to answer before its start has failed.
 RAY_PATIENCE = timedelta(seconds=90)
+#: Bytes of a server's log in which its start is looked for.
+_LONGEST_START = 4 << 20
 _PROMPT = "The capital of France is"
 
 
 def deployment_of(step: Step) -> Deployment:
     """The deployment that the step's run is about."""
     return Deployment.objects.select_related("cluster__head", "server").get(pk=step.run.about.partition(":")[2])
-
-
-def inner_address(node: Node) -> str:
-    """The node's own address that the others, and the control plane, reach it by; servers bind to it.
-
-    Where the node does not have the address it is reached by (NAT), all of its addresses: "0.0.0.0".
-    """
-    known = {address.split("/")[0] for address in node.facts.addresses} | {"127.0.0.1", "::1"}
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(node.address, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        found = set()
-    return str(next(iter(sorted(found & known)), "0.0.0.0"))  # noqa: S104
 
 
 # --- model, room, Ray --------------------------------------------------------------------------------------------
@@ -132,18 +122,41 @@ def _attach_server(step: Step, job: Job) -> None:
 
 def _serve_probe(step: Step) -> Done | Waiting:
     """Read the start's phase from the log; over once the server lists the model."""
-    deployment = deployment_of(step)
-    assert step.job is not None
-    reader = PhaseReader()
-    for chunk in streams.read(streams.log_key(step.job.pk), 0):
-        reader.feed(chunk.data)
-    progress = reader.progress
-    changed = Deployment.objects.filter(pk=deployment.pk).exclude(phase=progress.phase, percent=progress.percent)
-    if changed.update(phase=progress.phase, percent=progress.percent, measured=dict(progress.measured)):
-        deployment.poke()
+    deployment, job = deployment_of(step), step.job
+    if job is None:
+        raise Problem(_("The server's job is not known any more."), _("Start the deployment again."))
+    progress = _progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
     if _answers(deployment):
-        return Done(_("answers on %(url)s") % {"url": deployment.upstream})
+        # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
+        _note(deployment, _progress([logs.read(job, 0, _LONGEST_START)]))
+        return Done(_("answers on %(url)s") % {"url": base_url(deployment)})
+    _note(deployment, progress)
+    if progress.percent >= STARTED and step.node.kind == Node.Kind.SSH:
+        return _through_ssh(deployment)
     return Waiting(str(PHASES.get(progress.phase, PHASES["starting"])))
+
+
+def _progress(pieces: Iterable[bytes]) -> Progress:
+    reader = PhaseReader()
+    for piece in pieces:
+        reader.feed(piece)
+    return reader.progress
+
+
+def _note(deployment: Deployment, progress: Progress) -> None:
+    new = {"phase": progress.phase, "percent": progress.percent, "measured": dict(progress.measured)}
+    if new != {name: getattr(deployment, name) for name in new}:
+        Deployment.objects.filter(pk=deployment.pk).update(**new)
+        deployment.poke()
+
+
+def _through_ssh(deployment: Deployment) -> Done | Waiting:
+    """The server says that it has started and does not answer here: a firewall, or no route but SSH's."""
+    deployment.tunnel = True
+    if not _answers(deployment):
+        return Waiting(_("started; waiting for an answer, directly or through SSH"))
+    Deployment.objects.filter(pk=deployment.pk).update(tunnel=True)
+    return Done(_("answers through SSH only: the port is not reachable from here"))
 
 
 def _answers(deployment: Deployment) -> bool:
@@ -156,7 +169,7 @@ def _answers(deployment: Deployment) -> bool:
 
 def _ask(deployment: Deployment, method: str, path: str, timeout: float, json: Any = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {deployment.api_key.reveal()}"}
-    with httpx.Client(base_url=deployment.upstream, timeout=timeout, trust_env=False) as client:
+    with httpx.Client(base_url=base_url(deployment), timeout=timeout, trust_env=False) as client:
         return client.request(method, path, headers=headers, json=json)
 
 

@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
 from controlplane.secrets import NO_SECRET, Secret, seal, unseal
-from nodes import runs, watch
+from nodes import runs, tasks
 from nodes.facts import PROBE, Facts, probe_answer
 from nodes.hosts import identity, shared_host
 from nodes.models import Node, Run, Step
@@ -149,7 +149,8 @@ def _prove_own_key(login: Login, key_line: str) -> None:
         ssh.connect(own, HostKey(key_line)).close()
     except SignInRefused as error:
         raise Problem(
-            _("%(name)s took Quarterdeck's key into ~/.ssh/authorized_keys but does not accept it.") % {"name": login.name},
+            _("%(name)s took Quarterdeck's key into ~/.ssh/authorized_keys but does not accept it.")
+            % {"name": login.name},
             _("Allow PubkeyAuthentication in its sshd_config, and see that ~/.ssh belongs to the user with mode 0700."),
         ) from error
 
@@ -169,7 +170,7 @@ def _save(node: Node, by: User | None) -> Node:
     except IntegrityError as error:
         raise Problem(_("This server was just registered by somebody else."), _("Look for it in the list.")) from error
     check(node, by)
-    watch.poke()
+    tasks.poke_watch()
     return node
 
 

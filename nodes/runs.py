@@ -1,9 +1,9 @@
 """The story engine: a run is stages of steps over nodes; `advance` takes the next step, again and again the same.
 
-Level-triggered: the database holds what is wanted and what was last seen, `advance` compares and acts. It is called when
-something happened (a job ended, a run was made) and once a second besides, so a lost call only delays. Every change of
-state is a compare-and-set, and starting a job is idempotent on the node; so any number of workers may call it, and any
-may be killed in between.
+Level-triggered: the database holds what is wanted and what was last seen, `advance` compares and acts. It is called
+when something happened (a job ended, a run was made) and once a second besides, so a lost call only delays. Every change
+of state is a compare-and-set, and starting a job is idempotent on the node; so any number of workers may call it, and
+any may be killed in between.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def start(story: str, about: str, stages: Stages, by: User | None, **options: An
                     Step.objects.create(run=run, stage=number, kind=kind, node=node)
             transaction.on_commit(lambda: queue(run.pk))
     except IntegrityError as error:
-        raise Problem(_("Something else is already being done here."), _("Wait for it to end, then try again.")) from error
+        raise Problem(
+            _("Something else is already being done here."), _("Wait for it to end, then try again.")) from error
     return run
 
 
@@ -145,6 +146,13 @@ def queue(run_id: int) -> None:
     from nodes.tasks import advance_run, send
 
     send(advance_run, run_id)
+
+
+def poke_watch() -> None:
+    """Have watch follow a new job at once."""
+    from nodes import tasks
+
+    tasks.poke_watch()
 
 
 def advance(run_id: int) -> None:
@@ -265,6 +273,7 @@ def _launch(step: Step, command: Command) -> None:
     assert job is not None
     remote_job.start(shared_host(step.node), logs.place(job), command)
     job.move(JobState.RUNNING)
+    poke_watch()
 
 
 def _look(step: Step) -> None:

@@ -14,6 +14,7 @@ from nodes.models import Job
 
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 60
+WATCH_POKES = "watch:pokes"
 
 
 def send(task: Task[Any, Any], *args: Any) -> None:
@@ -22,6 +23,15 @@ def send(task: Task[Any, Any], *args: Any) -> None:
         task.apply_async(args, expires=30, retry=False)
     except OperationalError as error:
         log.warning("%s%s was not queued, watch will ask again: %s", task.name, args, error)
+
+
+def poke_watch() -> None:
+    """Have watch look for new jobs and nodes now instead of within a second."""
+    try:
+        streams.client().lpush(WATCH_POKES, 1)
+        streams.client().ltrim(WATCH_POKES, 0, 3)
+    except streams.RedisError as error:
+        log.warning("watch was not poked, it looks within a second anyway: %s", error)
 
 
 @shared_task

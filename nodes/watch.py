@@ -35,16 +35,6 @@ OBSERVER = files("nodes.remote").joinpath("observer.py").read_text()
 LEASE_SECONDS = 10
 #: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
 GLITCH_SECONDS = 8
-_POKES = "watch:pokes"
-
-
-def poke() -> None:
-    """Have watch look for new jobs now instead of within a second."""
-    try:
-        streams.client().lpush(_POKES, 1)
-        streams.client().ltrim(_POKES, 0, 3)
-    except RedisError as error:
-        log.warning("watch was not poked, it looks within a second anyway: %s", error)
 
 
 class Frames:
@@ -263,6 +253,6 @@ class Watch:
                 log.error("%s failed on a tick", receiver, exc_info=answer)
 
     def _wait_for_poke(self) -> None:
-        streams.client().blpop([_POKES], timeout=1)
+        streams.client().blpop([tasks.WATCH_POKES], timeout=1)
 
 

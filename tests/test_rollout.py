@@ -16,13 +16,17 @@ from django.db import connection
 from pytest_django import Settings
 
 from controlplane.problems import Problem
+from controlplane.secrets import Secret
 from deployments import care, rollout
 from deployments.models import Deployment
 from deployments.states import DeploymentState
-from nodes import logs, runs, signals, tasks
+from deployments.upstream import base_url
+from nodes import hosts, logs, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
+from nodes.registration import Login
 from nodes.states import JOB_ACTIVE, FINISHED, JobState, NodeState, RunState
 from nodes.watch import Watch
+from tests.support import sshd as sshd_support
 from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
 
@@ -64,7 +68,7 @@ def quarterdeck(valkey: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]
     thread.join(20)
     for watcher in watching.watchers.values():
         watcher.join(10)
-    for job in Job.objects.select_related("node"):
+    for job in Job.objects.filter(state__in=JOB_ACTIVE).select_related("node"):
         runs.end_job(job, "KILL")
 
 
@@ -106,8 +110,33 @@ def test_a_rollout_ends_ready_after_a_real_answer(quarterdeck: Watch, deployment
     assert steps(deployment)["verify"] == RunState.DONE
     assert (ready.percent, ready.measured["weights_gib"]) == (100, 0.25)
     answer = httpx.post(
-        f"{ready.upstream}/v1/completions", json={}, headers={"Authorization": f"Bearer {ready.api_key.reveal()}"})
+        f"{base_url(ready)}/v1/completions", json={}, headers={"Authorization": f"Bearer {ready.api_key.reveal()}"})
     assert answer.status_code == 200
+
+
+@pytest.mark.sshd
+def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
+    quarterdeck: Watch, engine: StandInEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sshd").mkdir()
+    server = sshd_support.start(tmp_path / "sshd")
+    login = Login("far", server.address, server.port, server.user, private_key=Secret(server.key))
+    node = registration.register(login, server.host_key.line, None)
+    Node.objects.filter(pk=node.pk).update(root=str(engine.root))
+    # The server binds to an address that the control plane does not try, as behind a firewall.
+    monkeypatch.setattr("deployments.steps.inner_address", lambda node: "127.0.0.9")
+    monkeypatch.setattr("deployments.upstream.inner_address", lambda node: "127.0.0.9")
+    until(lambda: node.fresh().state == NodeState.READY)
+    ready = rolled_out(rollout.create("far", Deployment.DEMO, node.fresh(), free_port(), {}, None))
+    assert ready.tunnel
+    answer = httpx.get(f"{base_url(ready)}/v1/models", headers={"Authorization": f"Bearer {ready.api_key.reveal()}"})
+    assert answer.json()["data"][0]["id"] == "far"
+    rollout.stop(ready, None)
+    reach(ready, DeploymentState.STOPPED)
+    for _key, host in hosts._open.values():
+        host.close()
+    hosts._open.clear()
+    server.stop()
 
 
 def test_a_model_path_that_does_not_exist_is_named_and_nothing_is_started(
@@ -269,8 +298,8 @@ def test_the_server_log_is_kept_after_its_end(quarterdeck: Watch, deployment: De
     rollout.stop(ready, None)
     reach(deployment, DeploymentState.STOPPED)
     assert ready.server is not None
-    until(lambda: Job.objects.get(pk=ready.server_id).archive.exists())
-    kept = b"".join(logs.read_all(Job.objects.get(pk=ready.server_id)))
+    until(lambda: ready.server.fresh().archive.exists())
+    kept = b"".join(logs.read_all(ready.server.fresh()))
     assert b"Application startup complete." in kept
 
 

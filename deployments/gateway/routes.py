@@ -18,6 +18,7 @@ from deployments.gateway.client import Origin
 from deployments.gateway.errors import ApiError, Text
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
+from deployments.upstream import base_url
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def load(known: Routes) -> dict[str, Route]:
 
 
 def _replica(deployment: Deployment) -> Replica:
-    address = urlsplit(deployment.upstream)
+    address = urlsplit(base_url(deployment))
     return Replica(Origin(address.hostname or "", address.port or 80), deployment.api_key)
 
 

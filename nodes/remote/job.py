@@ -82,8 +82,8 @@ def signal(host: Host, place: str, how: Literal["TERM", "KILL"]) -> int:
 def read_log(host: Host, place: str, start_at: int, size: int) -> bytes:
     """At most ``size`` bytes of the job's log from byte ``start_at`` on; fewer at its end."""
     # tail counts from 1; head closes early, which would make tail's status 141 without the true.
-    answer = ask(host, script('{ tail -c +"$2" "$1/log" || true; } | head -c "$3"', place, str(start_at + 1), str(size)))
-    return answer.stdout
+    piece = script('{ tail -c +"$2" "$1/log" || true; } | head -c "$3"', place, str(start_at + 1), str(size))
+    return ask(host, piece).stdout
 
 
 def remove(host: Host, place: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from types import TracebackType
 from typing import IO, Self, cast
 
@@ -18,8 +19,8 @@ _OURS = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "DJANGO_SETTINGS_MODULE", "S
 
 def _environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in _OURS}
-    venv_bin = os.path.join(os.environ["VIRTUAL_ENV"], "bin") if "VIRTUAL_ENV" in os.environ else None
-    kept["PATH"] = os.pathsep.join(p for p in kept.get("PATH", os.defpath).split(os.pathsep) if p != venv_bin)
+    folders = kept.get("PATH", os.defpath).split(os.pathsep)
+    kept["PATH"] = os.pathsep.join(folder for folder in folders if not folder.startswith(sys.prefix))
     return kept
 
 

@@ -1,6 +1,6 @@
 """Watches one node from inside: runs there over one SSH channel, standard library only, and ends with its stdin.
 
-Standard input, one JSON object a line: ``{"follow": <id>, "dir": <job directory>, "at": <byte>}``, ``{"forget": <id>}``.
+Standard input, one JSON object a line: ``{"follow": <id>, "dir": <directory>, "at": <byte>}``, ``{"forget": <id>}``.
 Standard output, one JSON object a line, a log chunk's followed by its raw bytes::
 
     {"log": <id>, "at": <byte>, "size": <n>}\\n<n bytes>
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,5 @@ def main() -> None:
     gpus.close()
 
 
-try:
+with suppress(BrokenPipeError, KeyboardInterrupt):
     main()
-except (BrokenPipeError, KeyboardInterrupt):
-    pass

@@ -1,4 +1,4 @@
-"""Signal every process of a job: ``python3 - <job directory> <signal number>``. Runs on the node, standard library only.
+"""Signal every process of a job: ``python3 - <job directory> <signal number>``. Runs on the node, stdlib only.
 
 A process belongs to the job when it is in the session of the job's runner, or descends from it, or carries the job's
 mark QD_JOB in its environment. The runner itself is spared, so that it can write the exit status down.

@@ -169,6 +169,28 @@ class SshChannel:
             self._channel.close()
 
 
+class SshStream:
+    """One carried TCP connection. ``b""`` from `receive` is its end; OSError when the line is dead."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+
+    def receive(self, size: int) -> bytes:
+        return self._channel.recv(size)
+
+    def send(self, data: bytes) -> None:
+        self._channel.sendall(data)
+
+    def finish(self) -> None:
+        """Say that nothing more is sent; what comes back is still read."""
+        with suppress(EOFError, OSError, paramiko.SSHException):
+            self._channel.shutdown_write()
+
+    def close(self) -> None:
+        with suppress(EOFError, OSError, paramiko.SSHException):
+            self._channel.close()
+
+
 class SshHost:
     """One pinned, signed-in connection. Made by `connect`."""
 
@@ -189,6 +211,14 @@ class SshHost:
 
     def open(self, command: Command) -> SshChannel:
         return SshChannel(self._session(command), self.where)
+
+    def connect_from_there(self, address: str, port: int) -> SshStream:
+        """A TCP connection that the host itself makes to ``address``, carried here. Raises `Unreachable`."""
+        try:
+            channel = self._transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=10)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise Unreachable(self.where, _("it does not reach port %(port)d itself") % {"port": port}) from error
+        return SshStream(channel)
 
     def close(self) -> None:
         self._transport.close()

@@ -10,7 +10,7 @@ from nodes.watch import Watch
 
 
 class Command(BaseCommand):
-    help = _("Watch the nodes: logs, memory, ends of jobs. Runs until it is stopped; several may run and share the nodes.")
+    help = _("Watch the nodes: logs, memory, ends of jobs. Runs until stopped; several may run and share the nodes.")
 
     def handle(self, *args: Any, **options: Any) -> None:
         watch = Watch()
