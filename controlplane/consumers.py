@@ -1,4 +1,4 @@
-"""Pokes: "this row changed", from whoever moved it to whoever looks at it. They may be lost; pages re-read on reconnect."""
+"""Pokes: "this row changed", from who moved it to who looks at it. They may be lost; pages re-read on reconnect."""
 
 from __future__ import annotations
 

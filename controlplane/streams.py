@@ -91,8 +91,10 @@ def read(key: str, after: int) -> Iterator[Chunk]:
         position = _offset(entries[-1][0])
 
 
-async def follow(connection: redis.asyncio.Redis, key: str, after: int, block_ms: int = 5000) -> AsyncGenerator[Chunk]:
-    """Like `read`, then waits for what comes. Never ends; cancel it. An empty chunk is yielded after each quiet wait."""
+async def follow(
+    connection: redis.asyncio.Redis, key: str, after: int, block_ms: int = 5000
+) -> AsyncGenerator[Chunk]:
+    """Like `read`, then waits for more. Never ends; cancel it. An empty chunk is yielded after each quiet wait."""
     position = after
     while True:
         answer = await connection.xread({key: f"{position}-0"}, count=64, block=block_ms)

@@ -1,9 +1,9 @@
 """The story engine: a run is stages of steps over nodes; `advance` takes the next step, again and again the same.
 
-Level-triggered: the database holds what is wanted and what was last seen, `advance` compares and acts. It is called
-when something happened (a job ended, a run was made) and once a second besides, so a lost call only delays. Every change
-of state is a compare-and-set, and starting a job is idempotent on the node; so any number of workers may call it, and
-any may be killed in between.
+Level-triggered: the database has what is wanted and what was last seen, `advance` compares and acts. It is called
+when something happened (a job ended, a run was made) and once a second besides, so a lost call only delays. Every
+change of state is a compare-and-set, and starting a job is idempotent on the node; so any number of workers may call
+it, and any may be killed in between.
 """
 
 from __future__ import annotations

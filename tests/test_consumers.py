@@ -1,4 +1,4 @@
-"""Websockets through the real ASGI application and a real Valkey: resumed by byte, told of the end, closed to strangers."""
+"""Websockets through the real ASGI application and a real Valkey: resumed by byte, closed to strangers."""
 
 from __future__ import annotations
 

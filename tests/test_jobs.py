@@ -117,7 +117,8 @@ def test_starting_it_again_and_again_runs_it_once(host: Host, place: Path, tmp_p
 def test_it_outlives_the_connection_that_started_it(place: Path, tmp_path: Path) -> None:
     server = sshd_support.start(tmp_path / "sshd")
     with ssh.connect(server.login(), server.host_key) as connected:
-        job.start(connected, str(place), script('until [ -e "$1" ]; do sleep 0.05; done; echo survived', str(tmp_path / "go")))
+        told = script('until [ -e "$1" ]; do sleep 0.05; done; echo survived', str(tmp_path / "go"))
+        job.start(connected, str(place), told)
     server.stop()
     (tmp_path / "go").touch()
     until(ended(place))
@@ -125,7 +126,8 @@ def test_it_outlives_the_connection_that_started_it(place: Path, tmp_path: Path)
 
 
 def test_files_lie_beside_it_and_secrets_stand_in_no_argument_list(host: Host, place: Path) -> None:
-    told = script('cat "$QD_JOB/data"; printf " %s" "$KEY"; tr "\\0" " " < /proc/$$/cmdline', env={"KEY": Secret("s3cret")})
+    said_by = 'cat "$QD_JOB/data"; printf " %s" "$KEY"; tr "\\0" " " < /proc/$$/cmdline'
+    told = script(said_by, env={"KEY": Secret("s3cret")})
     job.start(host, str(place), told.with_files({"data": b"content"}))
     until(ended(place))
     said = (place / "log").read_text()
@@ -192,8 +194,8 @@ def test_memory_and_cpu_are_sampled_once_a_second(host: Host, observer: Observer
 def test_gpus_are_sampled_through_nvidia_smi(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = tmp_path / "bin" / "nvidia-smi"
     stand_in.parent.mkdir()
-    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs once a second\n"
-                        "while :; do echo '0, 21100, 23028, 74, 63, 139.2'; echo '1, 0, 23028, [N/A], 40, 15.0'; sleep 1; done\n")
+    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs once a second\nwhile :; do\n"
+                        "echo '0, 21100, 23028, 74, 63, 139.2'; echo '1, 0, 23028, [N/A], 40, 15.0'; sleep 1; done\n")
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
     watching = Observer(LocalHost())
@@ -216,9 +218,9 @@ def test_the_observer_ends_with_its_connection(host: Host, tmp_path: Path) -> No
 
 def command_lines() -> list[list[bytes]]:
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+            found.append((folder / "cmdline").read_bytes().split(b"\0"))
     return found
 
 

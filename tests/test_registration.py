@@ -53,8 +53,8 @@ def test_the_offered_key_is_the_servers_and_nothing_is_kept_yet(server: Sshd) ->
 
 def test_our_own_key_takes_over_and_the_typed_one_is_forgotten(server: Sshd) -> None:
     node = register(server)
-    server.authorized_keys.write_text(
-        "\n".join(line for line in server.authorized_keys.read_text().splitlines() if line.endswith(" quarterdeck")) + "\n")
+    (ours,) = [line for line in server.authorized_keys.read_text().splitlines() if line.endswith(" quarterdeck")]
+    server.authorized_keys.write_text(f"{ours}\n")
     with hosts.open_host(node) as host:
         assert host.run(script("echo signed in")).text == "signed in\n"
     stored = " ".join(str(value) for value in Node.objects.values_list().get()) + Identity.objects.get().public_key

@@ -20,7 +20,7 @@ from nodes.remote.local import LocalHost
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd, keygen
 
-PRINT_ARGV = "import sys; sys.stdout.buffer.write(b'\\0'.join(a.encode('utf-8', 'surrogateescape') for a in sys.argv[1:]))"
+PRINT_ARGV = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(os.fsencode(word) for word in sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_a_program_receives_exactly_the_words_that_were_typed(host: Host, words:
     assert result.stdout.decode().split("\0") == words
 
 
-@pytest.mark.parametrize("word", ["'; touch /tmp/owned; '", "$(id)", "`id`", "a\nb", "-rf", "世界", "x" * 10_000, "\\", '"'])
+@pytest.mark.parametrize(
+    "word", ["'; touch /tmp/owned; '", "$(id)", "`id`", "a\nb", "-rf", "世界", "x" * 10_000, "\\", '"'])
 def test_words_with_a_meaning_to_shells_stay_words(host: Host, word: str) -> None:
     assert host.run(script('printf %s "$1"', word)).text == word
 
@@ -99,7 +100,7 @@ def test_a_command_that_takes_too_long_is_given_up(host: Host) -> None:
 
 @pytest.mark.sshd
 def test_a_wrong_password_is_refused_with_a_sentence(server: Sshd) -> None:
-    with pytest.raises(SignInRefused, match="refused the sign-in of .* with the password"):
+    with pytest.raises(SignInRefused, match=r"refused the sign-in of .* with the password"):
         ssh.connect(server.login(private_key=Secret(""), password=Secret("wrong")), server.host_key)
 
 

@@ -24,7 +24,7 @@ from deployments.upstream import base_url
 from nodes import hosts, logs, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
-from nodes.states import JOB_ACTIVE, FINISHED, JobState, NodeState, RunState
+from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
 from nodes.watch import Watch
 from tests.support import sshd as sshd_support
 from tests.support.sshd import free_port

@@ -1,4 +1,4 @@
-"""Runs on this machine, with a real watch: stages in order, satisfied steps skipped, nothing run twice, nothing lost."""
+"""Runs on this machine, with a real watch: stages in order, what is satisfied skipped, nothing run twice or lost."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_a_failed_step_stops_the_run_and_says_why(
 
 def test_two_nodes_of_a_stage_run_at_the_same_time(node: Node, watch: Watch, tmp_path: Path) -> None:
     other = Node.objects.create(name="there", kind=Node.Kind.LOCAL, address="127.0.0.2", root=str(tmp_path / "other"))
-    kind("meet", f"mkdir {tmp_path}/met 2>/dev/null && exec sh -c 'until [ -e {tmp_path}/second ]; do sleep 0.05; done'; "
-                 f"touch {tmp_path}/second")
+    wait = f"exec sh -c 'until [ -e {tmp_path}/second ]; do sleep 0.05; done'"
+    kind("meet", f"mkdir {tmp_path}/met 2>/dev/null && {wait}; touch {tmp_path}/second")
     run = runs.start("tale", "both", [[("meet", node), ("meet", other)]], None)
     assert states(advance_until(run, RunState.DONE)) == [("meet", "done"), ("meet", "done")]
 

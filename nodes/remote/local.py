@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
@@ -20,7 +21,8 @@ _OURS = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "DJANGO_SETTINGS_MODULE", "S
 def _environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in _OURS}
     folders = kept.get("PATH", os.defpath).split(os.pathsep)
-    kept["PATH"] = os.pathsep.join(folder for folder in folders if not folder.startswith(sys.prefix))
+    ours = str(Path(sys.prefix) / "bin") if sys.prefix != sys.base_prefix else ""
+    kept["PATH"] = os.pathsep.join(folder for folder in folders if folder != ours)
     return kept
 
 

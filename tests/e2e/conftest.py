@@ -15,8 +15,8 @@ from tests.support import sshd as sshd_support
 from tests.support.deck import Deck
 from tests.support.sshd import Sshd
 
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                  "--disable-component-update", "--disable-sync"]
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+                  "--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture(scope="session")

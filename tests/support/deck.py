@@ -68,14 +68,14 @@ class Deck:
         """Pids of this installation's own processes whose command line has all the words."""
         found = []
         mark = f"QUARTERDECK_VAR={self.var}".encode()
-        for pid in filter(str.isdigit, os.listdir("/proc")):
+        for folder in Path("/proc").glob("[0-9]*"):
             try:
-                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                ours = mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                ours = mark in (folder / "environ").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if ours and int(pid) != self.process.pid and all(word in line for word in words):
-                found.append(int(pid))
+            if ours and int(folder.name) != self.process.pid and all(word in line for word in words):
+                found.append(int(folder.name))
         return found
 
     def kill(self, *words: str) -> None:
