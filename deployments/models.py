@@ -12,10 +12,11 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
 
-__all__ = ["ApiKey", "Deployment", "KeyLimits", "Usage"]
+__all__ = ["ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Usage"]
 
 
 def make_key() -> str:
@@ -39,6 +40,7 @@ class Deployment(Lifecycle):
     port = models.PositiveIntegerField()  # of the vLLM server on the head node
     options = models.JSONField(default=dict, blank=True)  # vLLM's own flag names → values
     api_key = EncryptedField(default=make_key)  # the gateway alone knows it
+    tunnel = models.BooleanField(default=False)  # the server answers only through the node's SSH connection
     server = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="serves")
     phase = models.CharField(max_length=40, blank=True)  # of the start, as read from the log
     percent = models.PositiveSmallIntegerField(default=0)  # of the start, 0 to 100
@@ -54,12 +56,6 @@ class Deployment(Lifecycle):
 
     def get_absolute_url(self) -> str:
         return reverse("deployment", args=[self.name])
-
-    @property
-    def upstream(self) -> str:
-        """The base URL of the vLLM server, as the control plane reaches it."""
-        host = self.cluster.head.address
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 class ApiKey(models.Model):

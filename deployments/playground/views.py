@@ -1,6 +1,8 @@
-"""The playground: a chat with a deployment, through the same gateway and the same door as any program."""
+"""The playground: a chat with deployments, through the same gateway and the same door as any program."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from django.http import HttpResponse
 from django.shortcuts import render
@@ -11,17 +13,44 @@ from deployments.gateway.keys import session_token
 from deployments.models import Deployment
 from deployments.states import SERVING
 
+MOST_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Column:
+    """One deployment that is asked, and those its place may be given to."""
+
+    deployment: Deployment
+    choices: list[Deployment]
+
+    @property
+    def serves(self) -> bool:
+        return self.deployment.state in SERVING
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False for a base model, as far as it was measured: what it is sent is a completion."""
+        return self.deployment.measured.get("chat_template") is not False
+
 
 @require_safe
 def playground(request: SignedIn) -> HttpResponse:
     found = sorted(Deployment.objects.all(), key=lambda deployment: deployment.state not in SERVING)
-    wanted = request.GET.get("model")
-    named = [deployment for deployment in found if deployment.name == wanted]
-    chosen = next(iter(named + found), None)
+    columns = chosen(found, request.GET.getlist("model"))
+    shown = {column.deployment.pk for column in columns}
     page = {
         "deployments": found,
-        "chosen": chosen,
+        "columns": columns,
+        "next": next((one for one in found if one.pk not in shown), None) if len(columns) < MOST_COLUMNS else None,
         "serving": SERVING,
         "token": session_token(request.user),
+        "base_url": request.build_absolute_uri("/v1"),
     }
     return render(request, "playground.html", page)
+
+
+def chosen(found: list[Deployment], names: list[str]) -> list[Column]:
+    """A column for each name that exists, each once and at most four; the first deployment when there is none."""
+    by_name = {deployment.name: deployment for deployment in found}
+    wanted = [by_name[name] for name in dict.fromkeys(names) if name in by_name][:MOST_COLUMNS] or found[:1]
+    return [Column(one, [other for other in found if other is one or other not in wanted]) for one in wanted]

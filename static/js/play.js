@@ -1,90 +1,100 @@
-// The playground: a conversation with one deployment.
+// The playground: the composer, and what the page's buttons do.
 
-import { Answer, copyOf } from "./answer.js";
-import { complete, Refused } from "./stream.js";
+import { Chat } from "./chat.js";
+import { address, columns, modeOf, tell } from "./columns.js";
+import { choose } from "./conversations.js";
+import { preview } from "./panel.js";
+import { Pictures } from "./pictures.js";
+import { requestFor } from "./request.js";
+import { mark, openSaved } from "./saved.js";
+import { settings, usable } from "./settings.js";
 
 const form = document.querySelector("[data-composer]");
-const settings = document.querySelector("[data-settings]");
-const chat = document.querySelector("[data-chat]");
-const empty = document.querySelector("[data-empty]");
-const token = JSON.parse(document.getElementById("token").textContent);
 const message = form.elements.message;
-let turns = [];
-let running = null;
+const button = (name) => document.querySelector(`[data-${name}]`);
+const pictures = new Pictures(form, (name) => say(form.dataset[name]));
+let editing = null;
 
-function request(conversation) {
-  const { model, system, temperature, max_tokens } = settings.elements;
-  const told = system.value.trim() ? [{ role: "system", content: system.value.trim() }] : [];
-  return {
-    model: model.value,
-    messages: [...told, ...conversation],
-    temperature: Number(temperature.value),
-    max_tokens: Number(max_tokens.value),
-  };
+function say(sentence = "") {
+  form.querySelector("[data-said]").textContent = sentence;
 }
 
-async function ask(text) {
-  empty?.remove();
-  copyOf("turn-prompt", chat).querySelector("[data-text]").textContent = text;
-  const conversation = turns; // "New chat" may begin another one meanwhile
-  conversation.push({ role: "user", content: text });
-  const sent = request(conversation);
-  const answer = new Answer(sent.model, chat);
-  running = new AbortController();
-  busy(true);
-  try {
-    await complete(sent, token, running.signal, (grown, figures) => answer.grow(grown, figures));
-    answer.end("done");
-  } catch (error) {
-    if (error.name === "AbortError") answer.end("stopped");
-    else answer.end("failed", error instanceof Refused ? error.message : form.dataset.offline);
-  }
-  running = null;
-  busy(false);
-  // A question without an answer leaves the conversation, so that the next one is not sent after it.
-  if (answer.now.text) conversation.push({ role: "assistant", content: answer.now.text });
-  else conversation.pop();
+const chat = new Chat(button("chat"), form.dataset, {
+  edit,
+  unsaved: (error) => say(`${form.dataset.unsaved} ${error.message}`),
+  busy(running) {
+    button("send").hidden = running > 0;
+    button("stop").hidden = running === 0;
+    button("run-again").hidden = running > 0 || !button("chat").querySelector(".turn");
+    if (!running) mark(chat);
+  },
+});
+
+function edit(turn) {
+  editing?.section.classList.remove("is-edited");
+  editing = turn;
+  turn?.section.classList.add("is-edited");
+  button("cancel-edit").hidden = !turn;
+  say(turn ? form.dataset.editing : "");
+  message.value = turn?.prompt.text ?? "";
+  pictures.put(turn?.prompt.images ?? []);
+  message.focus();
 }
 
-function busy(on) {
-  form.querySelector("[data-send]").hidden = on;
-  form.querySelector("[data-stop]").hidden = !on;
-  chat.setAttribute("aria-busy", on);
-  message.focus({ preventScroll: true });
+function write(text) {
+  message.value = text;
+  message.focus();
+}
+
+function send() {
+  const prompt = { text: message.value.trim(), images: pictures.urls };
+  if ((!prompt.text && !prompt.images.length) || chat.running.size || !usable()) return;
+  const instead = editing;
+  edit(null);
+  say(instead ? form.dataset.branched : "");
+  chat.send(prompt, instead);
+}
+
+function open(id) {
+  edit(null);
+  return openSaved(chat, id).catch((error) => say(error.message));
+}
+
+function begin() {
+  chat.clear();
+  address({ conversation: null });
+  edit(null);
+}
+
+/** What Send would send now, to each deployment. */
+function next() {
+  const prompt = { text: message.value.trim(), images: pictures.urls };
+  const turn = { number: editing?.number ?? chat.turns.length, prompt };
+  return columns().map((column) => ({ name: column.name, request: chat.build(turn, column)(modeOf(column)) }));
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = message.value.trim();
-  if (!text || running || !settings.reportValidity()) return;
-  message.value = "";
-  ask(text);
+  send();
 });
-
 message.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && editing) edit(null);
+  else if (event.key === "Escape") chat.stop();
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
 });
+form.addEventListener("input", () => preview(next));
+document.addEventListener("deck:settings", () => (tell(), preview(next)));
+document.addEventListener("htmx:oobAfterSwap", () => (tell(), mark(chat)));
+document.addEventListener("click", ({ target }) => target.closest("[data-sample]") && write(target.closest("[data-sample]").textContent));
+button("stop").onclick = () => chat.stop();
+button("new-chat").onclick = begin;
+button("cancel-edit").onclick = () => edit(null);
+button("run-again").onclick = () => chat.again();
+button("list-conversations").onclick = () => choose(open, (id) => id === chat.record.id && begin());
 
-form.querySelector("[data-stop]").onclick = () => running?.abort();
-
-document.querySelector("[data-new-chat]").onclick = () => {
-  running?.abort();
-  turns = [];
-  chat.replaceChildren(...(empty ? [empty] : []));
-  message.focus();
-};
-
-for (const slider of settings.querySelectorAll("[data-slides]")) {
-  const field = settings.elements[slider.dataset.slides];
-  slider.oninput = () => (field.value = slider.value);
-  field.oninput = () => (slider.value = field.value);
-}
-
-// The choice is in the address, so that a refreshed list keeps it, and says at once if that deployment does not answer.
-document.addEventListener("change", ({ target }) => {
-  if (target.form !== settings || target.name !== "model") return;
-  history.replaceState(null, "", `?model=${encodeURIComponent(target.value)}`);
-  window.htmx.trigger(document.getElementById("main"), "poke");
-});
+tell();
+preview(next);
+const kept = new URLSearchParams(location.search).get("conversation");
+if (kept) open(kept);

@@ -1,7 +1,18 @@
-// One streamed chat completion: the request, the events of the answer, and its figures.
+// One streamed chat or completion: the events of the answer, and its figures.
 
-/** What the server says went wrong, in its own words. */
-export class Refused extends Error {}
+/** What the server says went wrong, in its own words, and with which status. */
+export class Refused extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Nothing yet. Times in ms, `speed` in tokens a second; `thought` counts the tokens of the reasoning. */
+export function nothing() {
+  const figures = { ttft: null, took: null, speed: null, tokens: 0, prompt: null, thought: 0, thinking: 0, finish: null };
+  return { text: "", reasoning: "", figures };
+}
 
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -18,40 +29,63 @@ async function* events(body) {
 
 async function refusal(response) {
   const body = await response.json().catch(() => null);
-  return new Refused(body?.error?.message ?? `HTTP ${response.status} ${response.statusText}`);
+  return new Refused(body?.error?.message ?? `HTTP ${response.status} ${response.statusText}`, response.status);
+}
+
+class Reply {
+  constructor() {
+    Object.assign(this, nothing(), { begun: performance.now(), first: 0 });
+  }
+
+  /** Take an event: a chunk is about a token; the usage at the end has the true counts. */
+  take(event) {
+    if (event.error) throw new Refused(event.error.message, 502);
+    const choice = event.choices?.[0];
+    const { figures } = this;
+    const thought = choice?.delta?.reasoning_content ?? choice?.delta?.reasoning ?? "";
+    const said = choice?.delta?.content ?? choice?.text ?? "";
+    if (thought || said) this.count(thought);
+    this.reasoning += thought;
+    this.text += said;
+    figures.finish = choice?.finish_reason ?? figures.finish;
+    if (event.usage) Object.assign(figures, { tokens: event.usage.completion_tokens, prompt: event.usage.prompt_tokens });
+    if (this.first) this.measure();
+  }
+
+  count(thought) {
+    const { figures } = this;
+    this.first ||= performance.now();
+    figures.ttft ??= this.first - this.begun;
+    figures.tokens += 1;
+    if (!thought) return;
+    figures.thought += 1;
+    figures.thinking = performance.now() - this.first;
+  }
+
+  measure() {
+    const now = performance.now();
+    this.figures.took = now - this.begun;
+    if (this.figures.tokens > 1 && now > this.first) {
+      this.figures.speed = ((this.figures.tokens - 1) * 1000) / (now - this.first);
+    }
+  }
 }
 
 /**
- * Send `request` with `token` and call `draw(text, figures)` as the answer arrives. Figures: `ttft` in ms, `tokens`,
- * `speed` in tokens a second, `counted` once the server has counted them, `finish`. Resolves with the last ones; raises
- * `Refused`, or what `fetch` raises.
+ * Send a request (`{path, body}`, see request.js) with `token` and call `draw({text, reasoning, figures})` as the answer
+ * arrives. Raises `Refused`, or what `fetch` raises.
  */
-export async function complete(request, token, signal, draw) {
-  const begun = performance.now();
-  const response = await fetch("/v1/chat/completions", {
+export async function complete({ path, body }, token, signal, draw) {
+  const reply = new Reply();
+  const response = await fetch(path, {
     method: "POST",
     signal,
     headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
-    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify(body),
   });
   if (!response.ok) throw await refusal(response);
-  const figures = { ttft: null, tokens: 0, speed: null, counted: false, finish: null };
-  let text = "";
-  let first = 0;
   for await (const event of events(response.body)) {
-    if (event.error) throw new Refused(event.error.message);
-    const choice = event.choices?.[0];
-    if (choice?.delta?.content) {
-      text += choice.delta.content;
-      first ||= performance.now();
-      figures.ttft ??= first - begun;
-      figures.tokens += 1; // a chunk is about a token; the usage at the end has the true count
-    }
-    figures.finish = choice?.finish_reason ?? figures.finish;
-    if (event.usage) Object.assign(figures, { tokens: event.usage.completion_tokens, counted: true });
-    const seconds = (performance.now() - first) / 1000;
-    if (first && figures.tokens > 1 && seconds > 0) figures.speed = (figures.tokens - 1) / seconds;
-    draw(text, figures);
+    reply.take(event);
+    draw(reply);
   }
-  return { text, figures };
 }
