@@ -111,7 +111,7 @@ class Watcher(threading.Thread):
         self.stopping.set()
         channel = self._channel
         if channel is not None:
-            channel.close()
+            channel.interrupt()
 
     def follow(self, places: dict[str, str]) -> None:
         """Make these jobs (id → directory on the node) the ones that are followed. Called from the main loop."""

@@ -83,8 +83,9 @@ class Observer:
                 self.samples.append(message["sample"])
 
     def close(self) -> None:
-        self.channel.close()
+        self.channel.interrupt()
         self._thread.join(5)
+        self.channel.close()
 
 
 @pytest.fixture

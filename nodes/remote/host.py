@@ -39,7 +39,11 @@ class Channel(Protocol):
 
     def write(self, data: bytes) -> None: ...
 
-    def close(self) -> None: ...
+    def interrupt(self) -> None:
+        """End the program, from any thread: whoever reads sees its end."""
+
+    def close(self) -> None:
+        """End the program and let everything go. Only for the thread that reads."""
 
 
 class Host(Protocol):

@@ -42,6 +42,9 @@ class LocalChannel:
         except BrokenPipeError:
             pass  # the program is gone; read() says so
 
+    def interrupt(self) -> None:
+        self._process.kill()
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -164,6 +164,9 @@ class SshChannel:
         except OSError as error:
             raise Unreachable(self._where, _("the connection was closed")) from error
 
+    def interrupt(self) -> None:
+        self.close()
+
     def close(self) -> None:
         with suppress(EOFError, OSError, paramiko.SSHException):  # a dead connection needs no goodbye
             self._channel.close()
