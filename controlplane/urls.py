@@ -7,8 +7,9 @@ from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from controlplane import views
-from deployments.key_views import key_revoke, keys
+from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
+from deployments.usage_views import usage, usage_csv
 from nodes.views import job_log
 
 urlpatterns = [
@@ -21,6 +22,9 @@ urlpatterns = [
     path("deployments/", include("deployments.urls")),
     path("playground/", include("deployments.playground.urls")),
     path("keys/", keys, name="keys"),
+    path("keys/<int:pk>/", key_edit, name="key-edit"),
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),
+    path("usage/", usage, name="usage"),
+    path("usage/usage.csv", usage_csv, name="usage-csv"),
     path("jobs/<uuid:job_id>/log", job_log, name="job-log"),
 ]

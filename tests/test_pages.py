@@ -34,7 +34,7 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["overview", "nodes", "node-new", "deployments", "deployment-new", "playground", "keys"]
+PAGES = ["overview", "nodes", "node-new", "deployments", "deployment-new", "playground", "keys", "usage"]
 
 
 def signed_in(role: str) -> Client:
@@ -90,6 +90,7 @@ def _patterns(resolver: URLResolver) -> Iterator[URLPattern]:
 
 
 ARGUMENTS: dict[str, list[Any]] = {
+    "key-edit": [1],
     "key-revoke": [1],
     "job-log": ["00000000-0000-0000-0000-000000000000"],
     "conversation": [1],
@@ -119,7 +120,8 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     viewer = signed_in("viewer")
     tried = [pattern for pattern in _patterns(get_resolver()) if pattern.name not in OPEN | OWN]
     statuses = {str(pattern.name): viewer.post(_address(pattern)).status_code for pattern in tried}
-    read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground", "job-log"}
+    read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground"}
+    read_only |= {"job-log", "usage", "usage-csv"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
@@ -414,7 +416,7 @@ def test_the_playground_prefers_a_deployment_that_answers(admin: Client, deploym
 
 
 def test_a_key_is_shown_once(admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(owner: User, name: str) -> tuple[ApiKey, str]:
+    def create(owner: User, name: str, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
         return ApiKey.objects.create(owner=owner, name=name, prefix="qd-abc", digest="d"), "qd-abc-secret"
 
     monkeypatch.setattr(gateway_keys, "create", create)
