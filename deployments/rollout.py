@@ -69,7 +69,7 @@ def _cluster_of(node: Node) -> Cluster:
 def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
     with transaction.atomic():
-        nothing_yet = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
+        nothing_yet: dict[str, Any] = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
         if not deployment.move(DeploymentState.ROLLING_OUT, **nothing_yet):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")

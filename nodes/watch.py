@@ -109,9 +109,9 @@ class Watcher(threading.Thread):
 
     def stop(self) -> None:
         self.stopping.set()
-        channel = self._channel
-        if channel is not None:
-            channel.interrupt()
+        with self._lock:
+            if self._channel is not None:
+                self._channel.interrupt()
 
     def follow(self, places: dict[str, str]) -> None:
         """Make these jobs (id → directory on the node) the ones that are followed. Called from the main loop."""
@@ -130,11 +130,14 @@ class Watcher(threading.Thread):
                 with self._lock:
                     self._following = set()
                     self._channel = channel
+                    if self.stopping.is_set():  # stop() came before there was a channel to interrupt
+                        return
                     self._order_wanted(channel)
                 for message, data in Frames(channel):
                     self._file(channel, message, data)
             finally:
-                self._channel = None
+                with self._lock:
+                    self._channel = None
                 channel.close()
 
     def _order_wanted(self, channel: Channel) -> None:

@@ -297,9 +297,10 @@ def test_the_server_log_is_kept_after_its_end(quarterdeck: Watch, deployment: De
     ready = rolled_out(deployment)
     rollout.stop(ready, None)
     reach(deployment, DeploymentState.STOPPED)
-    assert ready.server is not None
-    until(lambda: ready.server.fresh().archive.exists())
-    kept = b"".join(logs.read_all(ready.server.fresh()))
+    server = ready.server
+    assert server is not None
+    until(server.archive.exists)
+    kept = b"".join(logs.read_all(server.fresh()))
     assert b"Application startup complete." in kept
 
 

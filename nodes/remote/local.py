@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
@@ -43,10 +45,11 @@ class LocalChannel:
             pass  # the program is gone; read() says so
 
     def interrupt(self) -> None:
-        self._process.kill()
+        with suppress(ProcessLookupError):  # it leads a session of its own: the shell and what it started
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self._process.kill()
+        self.interrupt()
         self._process.wait()
         self._stdin.close()
         self._stdout.close()
