@@ -160,10 +160,11 @@ def valkey(var: Path) -> Program:
 def control_plane(var: Path, host: str, port: int) -> list[Program]:
     """The three processes of Quarterdeck itself."""
     web = "-m uvicorn controlplane.asgi:application --no-access-log --no-server-header"
+    bounded = "--http deployments.gateway.http:BoundedHttp --timeout-keep-alive 75"
     worker = "-m celery -A controlplane worker --pool threads --concurrency 8 --loglevel INFO"
     alone = "--without-gossip --without-mingle --without-heartbeat"  # greetings among workers; a second each
     commands = {
-        "web": [*web.split(), "--timeout-graceful-shutdown", "3", "--host", host, "--port", str(port)],
+        "web": [*web.split(), *bounded.split(), "--timeout-graceful-shutdown", "3", "--host", host, "--port", str(port)],
         "worker": [*worker.split(), *alone.split()],
         "watch": ["manage.py", "watch"],
     }
