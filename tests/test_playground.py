@@ -121,12 +121,13 @@ def test_an_answer_remembers_which_start_of_the_deployment_gave_it(mei: Client, 
 
 
 def test_the_list_has_the_newest_first_with_its_models(mei: Client) -> None:
-    first, second = begin(mei), begin(mei, title="  Other\n words ")
+    first, second, third = begin(mei), begin(mei, title="  Other\n words "), begin(mei)
     for model in ("b", "a", "b"):
         add(mei, first, **{**ANSWER, "model": model, "turn": 1})
     listed = mei.get(reverse("conversations")).json()["conversations"]
     assert [(one["id"], one["title"], one["prompts"], one["models"]) for one in listed] == [
         (first, "Summits", 2, ["a", "b"]),
+        (third, "Summits", 0, []),
         (second, "Other words", 0, []),
     ]
 

@@ -135,7 +135,8 @@ def _make_room(owner: User) -> None:
 
 def listed(owner: User) -> list[dict[str, Any]]:
     """The user's conversations, newest first, with the models that answered in them."""
-    conversations = Conversation.objects.filter(owner=owner).annotate(last=Max("messages__turn"))
+    mine = Conversation.objects.filter(owner=owner)
+    conversations = mine.annotate(last=Max("messages__turn")).order_by("-changed_at", "-pk")
     models: dict[int, list[str]] = {}
     named = Message.objects.filter(conversation__owner=owner).exclude(model="").order_by("model")
     for pk, model in named.values_list("conversation", "model").distinct():
