@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.conftest import chromium
 from tests.support import sshd as sshd_support
-from tests.support.deck import Deck
+from tests.support.deck import Deck, end_jobs
 from tests.support.sshd import Sshd
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -20,10 +20,12 @@ CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first
 
 
 @pytest.fixture(scope="session")
-def node_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def node_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where environments and models are installed, once for all tests. QUARTERDECK_TEST_NODE_ROOT keeps it."""
     kept = os.environ.get("QUARTERDECK_TEST_NODE_ROOT")
-    return Path(kept) if kept else tmp_path_factory.mktemp("node-root")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("node-root")
+    yield root
+    end_jobs(root)
 
 
 @pytest.fixture(scope="session")

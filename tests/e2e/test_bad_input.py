@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.conftest import shot, signed_in
 from tests.support import sshd as sshd_support
-from tests.support.deck import Deck
+from tests.support.deck import Deck, end_jobs
 from tests.support.sshd import Sshd, free_port, keygen
 from tests.support.stand_in_engine import StandInEngine
 
@@ -19,8 +19,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.sshd, pytest.mark.valkey]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> StandInEngine:
-    return StandInEngine(tmp_path_factory.mktemp("stand-in"))
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInEngine]:
+    made = StandInEngine(tmp_path_factory.mktemp("stand-in"))
+    yield made
+    end_jobs(made.root)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nodes.remote import job
+from nodes.remote.local import LocalHost
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +25,12 @@ def until(true: Callable[[], object], seconds: float, what: str) -> None:
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(0.1)
+
+
+def end_jobs(root: Path) -> None:
+    """End what still runs of the jobs on the node whose root this is: model servers outlive Quarterdeck by design."""
+    for place in (root / "jobs").glob("*"):
+        job.signal(LocalHost(), str(place), "KILL")
 
 
 class Deck:
