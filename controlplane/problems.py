@@ -13,5 +13,10 @@ class Problem(Exception):
         self.what = what
         self.next_step = next_step
 
+    @property
+    def told(self) -> str:
+        """For keeping as a reason: what happened on the first line, what to do next on the second."""
+        return f"{self.what}\n{self.next_step}".strip()
+
     def __str__(self) -> str:
         return f"{self.what} {self.next_step}".strip()

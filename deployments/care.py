@@ -24,7 +24,7 @@ def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
     for deployment in Deployment.objects.filter(server=job, state__in=SERVING):
         found = diagnosis.match(logs.tail(job, 1 << 20))
-        why = f"{found.cause} {found.fix}" if found else runs.last_words(job)
+        why = f"{found.cause}\n{found.fix}" if found else runs.last_words(job)
         if deployment.move(DeploymentState.FAILED, _("The model server ended: %(why)s") % {"why": why}):
             transaction.on_commit(routes.poke)
 

@@ -176,7 +176,7 @@ def _ask(deployment: Deployment, method: str, path: str, timeout: float, json: A
 def _explain(step: Step) -> str:
     assert step.job is not None
     found = diagnosis.match(logs.tail(step.job, 1 << 20))
-    return f"{found.cause} {found.fix}" if found else runs.last_words(step.job)
+    return f"{found.cause}\n{found.fix}" if found else runs.last_words(step.job)
 
 
 def _verify(step: Step) -> Done:

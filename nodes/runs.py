@@ -229,11 +229,11 @@ def _work(step: Step) -> None:
             _look(step)
     except HostProblem as error:
         if not error.passing or timezone.now() - (step.started_at or step.run.state_since) > PATIENCE:
-            _finish(step, RunState.FAILED, str(error))
+            _finish(step, RunState.FAILED, error.told)
         else:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)
     except Problem as error:
-        _finish(step, RunState.FAILED, str(error))
+        _finish(step, RunState.FAILED, error.told)
 
 
 def _begin(step: Step) -> None:

@@ -189,7 +189,7 @@ class Watcher(threading.Thread):
         self._lost_since = self._lost_since or now
         grave = isinstance(error, HostKeyChanged) or now - self._lost_since > GLITCH_SECONDS
         if grave and self.node.fresh().state != NodeState.UNREACHABLE:
-            self.node.move(NodeState.UNREACHABLE, str(error))
+            self.node.move(NodeState.UNREACHABLE, error.told)
 
 
 class Watch:

@@ -86,6 +86,18 @@ def look(thing: Any) -> Look:
 
 
 @register.filter
+def cause(reason: str) -> str:
+    """What happened, of a reason that was kept (see `Problem.told`)."""
+    return reason.partition("\n")[0]
+
+
+@register.filter
+def remedy(reason: str) -> str:
+    """What to do next, of a reason that was kept; empty where it does not say."""
+    return reason.partition("\n")[2]
+
+
+@register.filter
 def gib(size: float | None) -> str:
     """Bytes as GiB with one decimal, without the unit: ``12.3``; whole numbers from 100 on."""
     if size is None:
