@@ -3,7 +3,7 @@
 import { Answer, toEnd } from "./answer.js";
 import { ask } from "./asking.js";
 import { columns } from "./columns.js";
-import { show } from "./panel.js";
+import { draw, show } from "./panel.js";
 import { Record } from "./record.js";
 import { requestFor } from "./request.js";
 import { settings } from "./settings.js";
@@ -49,9 +49,8 @@ export class Chat {
     if (!this.record.id) this.record.begin(prompt.text || "…");
     const turn = this.turn(prompt);
     this.record.prompt(turn, settings());
-    const all = columns();
-    const answers = all.map((column) => this.answer(turn, column));
-    show(all.map(({ name }) => ({ name, request: turn.versions(name).answer.request })));
+    const answers = columns().map((column) => this.answer(turn, column));
+    show([...turn.by.values()].map((versions) => versions.answer));
     toEnd();
     await Promise.all(answers);
   }
@@ -74,6 +73,7 @@ export class Chat {
     this.on.busy(this.running.size);
     await ask(answer, column, this.build(turn, column), turn.prompt.images.length > 0, this.told, stop.signal);
     this.running.delete(answer);
+    draw();
     this.on.busy(this.running.size);
     record.answer(turn, answer);
   }
@@ -82,7 +82,7 @@ export class Chat {
     versions.add(answer);
     answer.part("stop-one").onclick = () => stop?.abort();
     answer.part("again").onclick = () => this.answer(turn, this.column(answer.model));
-    answer.part("code").onclick = () => show([{ name: answer.model, request: answer.request }], true);
+    answer.part("code").onclick = () => show([answer], true);
   }
 
   column(name) {

@@ -4,20 +4,20 @@ import { codeOf } from "./code.js";
 
 const panel = document.querySelector("[data-code-panel]");
 const part = (name) => panel.querySelector(`[data-code-${name}]`);
-let offered = []; // [{name, request}]
+let offered = []; // {model, request}: answers, or what would be sent
 let chosen = "";
 let next = () => [];
 
-function draw() {
-  if (!panel.open || !offered.length) return;
-  const found = offered.find(({ name }) => name === chosen) ?? offered[0];
+/** Draw again what is offered: an answer's request changes when a base model is sent a completion instead. */
+export function draw() {
+  const found = offered.find(({ model }) => model === chosen) ?? offered[0];
+  if (!panel.open || !found) return;
   const language = panel.querySelector("[name=lang]:checked").value;
   const { text, shortened } = codeOf(language, panel.dataset.baseUrl, found.request);
   part("text").textContent = text;
   part("short").hidden = !shortened;
-  const names = offered.map(({ name }) => name);
-  part("for").hidden = names.length < 2;
-  part("for").replaceChildren(...names.map((name) => choice(name, name === found.name)));
+  part("for").hidden = offered.length < 2;
+  part("for").replaceChildren(...offered.map(({ model }) => choice(model, model === found.model)));
 }
 
 function choice(name, on) {
@@ -27,16 +27,16 @@ function choice(name, on) {
   return label;
 }
 
-/** Show requests that were made. */
-export function show(requests, open = false) {
-  offered = requests;
+/** Show the requests of answers. */
+export function show(answers, open = false) {
+  offered = answers;
   part("what").textContent = part("what").dataset.last;
   if (open) panel.open = true;
   draw();
   if (open) panel.scrollIntoView({ behavior: "smooth", block: "nearest" });
 }
 
-/** Show what Send would send now. `build` gives [{name, request}]. */
+/** Show what Send would send now. `build` gives [{model, request}]. */
 export function preview(build = next) {
   next = build;
   if (!panel.open) return;

@@ -70,7 +70,7 @@ function begin() {
 function next() {
   const prompt = { text: message.value.trim(), images: pictures.urls };
   const turn = { number: editing?.number ?? chat.turns.length, prompt };
-  return columns().map((column) => ({ name: column.name, request: chat.build(turn, column)(modeOf(column)) }));
+  return columns().map((column) => ({ model: column.name, request: chat.build(turn, column)(modeOf(column)) }));
 }
 
 form.addEventListener("submit", (event) => {

@@ -1,5 +1,7 @@
 // One streamed chat or completion: the events of the answer, and its figures.
 
+const AT_ONCE = 20; // ms; tokens that came all together have no speed
+
 /** What the server says went wrong, in its own words, and with which status. */
 export class Refused extends Error {
   constructor(message, status = 0) {
@@ -65,7 +67,7 @@ class Reply {
   measure() {
     const now = performance.now();
     this.figures.took = now - this.begun;
-    if (this.figures.tokens > 1 && now > this.first) {
+    if (this.figures.tokens > 1 && now - this.first > AT_ONCE) {
       this.figures.speed = ((this.figures.tokens - 1) * 1000) / (now - this.first);
     }
   }

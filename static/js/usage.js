@@ -58,9 +58,10 @@ function draw() {
   if (!place) return;
   const series = JSON.parse(document.getElementById("usage-series").textContent);
   const times = series.days.map((one) => Date.parse(`${one}T00:00Z`) / 1000);
-  const sums = series.prompt.map((prompt, at) => prompt + series.completion[at]);
+  const drawn = (values) => values.map((value) => value || null); // no bar at all where there is nothing
+  const sums = drawn(series.prompt.map((prompt, at) => prompt + series.completion[at]));
   const size = () => ({ width: Math.max(120, place.clientWidth), height: 190 });
-  const made = new window.uPlot(options(figure, series, size()), [times, sums, series.prompt], place);
+  const made = new window.uPlot(options(figure, series, size()), [times, sums, drawn(series.prompt)], place);
   chart = made;
   new ResizeObserver(() => made === chart && made.setSize(size())).observe(place);
   tell(figure, series, null);

@@ -102,6 +102,8 @@ def test_a_base_model_gets_a_completion_by_itself_and_the_page_remembers(page: P
     expect(answers(page).locator("[data-note]")).to_contain_text("no chat template (a base model)")
     assert [asked.line.split()[1] for asked in models.asked[-2:]] == ["/v1/chat/completions", "/v1/completions"]
     assert models.asked[-1].json["prompt"] == SUMMIT
+    page.get_by_text("View code").click()
+    expect(page.locator("[data-code-text]")).to_contain_text("/v1/completions")
     opened(page, "base")
     expect(page.locator("[data-column] [data-mode-tag]")).to_have_text("completion")
     send(page, SUMMIT)
