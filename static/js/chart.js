@@ -1,19 +1,11 @@
 // Charts of the last hour. A gap in the samples is a gap in the line; colours come from the stylesheet.
 
+import { colour } from "./colour.js";
 import { follow, metric } from "./samples.js";
 
 const HOUR = 3600;
 const LEAST = 300; // seconds shown at first, so that the first minutes are not a sliver at the edge
 const GAP = 5;
-
-function colour(name) {
-  const probe = document.createElement("i");
-  probe.style.color = `var(${name})`;
-  document.body.append(probe);
-  const found = getComputedStyle(probe).color; // light-dark() is resolved only in a computed colour
-  probe.remove();
-  return found;
-}
 
 function clock(seconds) {
   return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });

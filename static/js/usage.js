@@ -1,20 +1,13 @@
 // The chart of tokens a day: prompt and completion on top of each other. Colours come from the stylesheet.
 
+import { colour } from "./colour.js";
+
 const DAY = 86400;
 const language = document.documentElement.lang;
 const day = new Intl.DateTimeFormat(language, { timeZone: "UTC", month: "short", day: "numeric" });
 const short = new Intl.NumberFormat(language, { notation: "compact", maximumFractionDigits: 1 });
 const whole = new Intl.NumberFormat("en");
 let chart = null;
-
-function colour(name) {
-  const probe = document.createElement("i");
-  probe.style.color = `var(${name})`;
-  document.body.append(probe);
-  const found = getComputedStyle(probe).color; // light-dark() is resolved only in a computed colour
-  probe.remove();
-  return found;
-}
 
 /** Under the pointer, else of all days: how many of each. */
 function tell(figure, series, at) {
