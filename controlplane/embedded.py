@@ -162,7 +162,7 @@ def control_plane(var: Path, host: str, port: int) -> list[Program]:
     web = "-m uvicorn controlplane.asgi:application --no-access-log --no-server-header"
     bounded = "--http deployments.gateway.http:BoundedHttp --timeout-keep-alive 75"
     worker = "-m celery -A controlplane worker --pool threads --concurrency 8 --loglevel INFO"
-    alone = "--without-gossip --without-mingle --without-heartbeat"  # greetings among workers; a second each
+    alone = "--without-gossip --without-mingle --without-heartbeat"  # greetings among workers take seconds
     commands = {
         "web": [*web.split(), *bounded.split(), "--timeout-graceful-shutdown", "3", "--host", host, "--port", str(port)],
         "worker": [*worker.split(), *alone.split()],

@@ -56,6 +56,19 @@ def async_client() -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=5)
 
 
+def count(name: str, add: int = 0, seconds: int = 60) -> int:
+    """A counter that forgets ``seconds`` after its first count. Counts nothing while Redis is away."""
+    try:
+        if not add:
+            return int(cast(bytes | None, client().get(name)) or 0)
+        pipe = client().pipeline()
+        pipe.incrby(name, add)
+        pipe.expire(name, seconds, nx=True)
+        return int(pipe.execute()[0])
+    except RedisError:
+        return 0
+
+
 def log_key(job_id: object) -> str:
     return f"log:{job_id}"
 
