@@ -164,7 +164,7 @@ def control_plane(var: Path, host: str, port: int) -> list[Program]:
     worker = "-m celery -A controlplane worker --pool threads --concurrency 8 --loglevel INFO"
     alone = "--without-gossip --without-mingle --without-heartbeat"  # greetings among workers take seconds
     commands = {
-        "web": [*web.split(), *bounded.split(), "--timeout-graceful-shutdown", "3", "--host", host, "--port", str(port)],
+        "web": [*f"{web} {bounded} --timeout-graceful-shutdown 3".split(), "--host", host, "--port", str(port)],
         "worker": [*worker.split(), *alone.split()],
         "watch": ["manage.py", "watch"],
     }
