@@ -196,7 +196,21 @@ def _verify(step: Step) -> Done:
             % {"status": answer.status_code, "text": answer.text[:300]},
             _("Its log says more."),
         )
+    _note_chat_template(deployment)
     return Done(_("answered a prompt in %(seconds).1f s") % {"seconds": answer.elapsed.total_seconds()})
+
+
+def _note_chat_template(deployment: Deployment) -> None:
+    """A base model has no chat template and refuses to chat; the playground asks it for completions instead."""
+    question = {"model": deployment.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    try:
+        answer = _ask(deployment, "POST", "/v1/chat/completions", timeout=60, json=question)
+    except httpx.TransportError:
+        return
+    refused = answer.status_code == 400 and "chat template" in answer.text
+    if refused or answer.status_code == 200:
+        deployment.measured["chat_template"] = not refused
+        deployment.save(update_fields=["measured"])
 
 
 # --- stop --------------------------------------------------------------------------------------------------------

@@ -150,6 +150,14 @@ def test_a_model_path_that_does_not_exist_is_named_and_nothing_is_started(
     assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
 
 
+@pytest.mark.parametrize(("behaviour", "chats"), [("serve", True), ("base", False)])
+def test_it_is_known_whether_a_model_can_chat(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine, behaviour: str, chats: bool
+) -> None:
+    engine.behave(behaviour)
+    assert rolled_out(deployment).measured["chat_template"] is chats
+
+
 def test_a_port_in_use_is_named_before_anything_is_started(quarterdeck: Watch, deployment: Deployment) -> None:
     with socket.create_server(("127.0.0.1", deployment.port)):
         rollout.start(deployment, None)

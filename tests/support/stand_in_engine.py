@@ -55,6 +55,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
+        if behaviour[0] == "base" and self.path == "/v1/chat/completions":
+            return self.answer(400, {{"error": {{"message": "a chat template is required"}}}})
         if behaviour[0] == "mute":
             return self.answer(500, {{"error": {{"message": "EngineCore encountered an issue"}}}})
         self.answer(200, {{"choices": [{{"text": " Paris"}}]}})
@@ -87,7 +89,7 @@ class StandInEngine:
         self.behave("serve")
 
     def behave(self, *words: str) -> None:
-        """``serve``, ``slow``, ``stubborn``, ``mute``, ``die`` (at the first prompt), ``fail <log file>``."""
+        """``serve``, ``base`` (cannot chat), ``slow``, ``stubborn``, ``mute``, ``die`` (at the first prompt), ``fail <log file>``."""
         self._behaviour.write_text(" ".join(words))
 
     @staticmethod
