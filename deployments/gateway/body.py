@@ -23,9 +23,10 @@ PATIENCE = 120.0  # seconds for the whole body to arrive
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_FORM_FIELD = rb'name="?%s"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n'
-_FORM_MODEL = re.compile(_FORM_FIELD % b"model")
-_FORM_STREAM = re.compile(_FORM_FIELD % b"stream")
+_BOUNDARY = re.compile(rb'boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))', re.IGNORECASE)
+_NAME = re.compile(rb'[;\s]name="?([^";\r\n]+)')
+_MOST_PARTS = 100
+_HEAD, _VALUE = 2048, 256  # bytes of a part's headers, and of a value that is looked at
 
 
 class HungUp(Exception):
@@ -94,7 +95,7 @@ def _too_large() -> ApiError:
 def understand(body: bytes, content_type: bytes) -> Ask:
     """What a body asks for. Raises `ApiError` (400) for one that is not what the endpoint takes."""
     if content_type.startswith(b"multipart/form-data"):
-        return _of_form(body)
+        return _of_form(body, content_type)
     try:
         envelope = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -106,13 +107,33 @@ def understand(body: bytes, content_type: bytes) -> Ask:
     return Ask(envelope.model, bool(envelope.stream), wants_usage)
 
 
-def _of_form(body: bytes) -> Ask:
-    model = _FORM_MODEL.search(body)
-    if model is None:
+def _of_form(body: bytes, content_type: bytes) -> Ask:
+    fields = _fields(body, content_type)
+    model = fields.get(b"model")
+    if not model:
         raise _no_model()
-    stream = _FORM_STREAM.search(body)
-    wants_stream = stream is not None and stream[1].lower() in (b"true", b"1")
-    return Ask(model[1].decode("utf-8", "replace"), wants_stream, wants_usage=True)
+    wants_stream = fields.get(b"stream", b"").lower() in (b"true", b"1")
+    return Ask(model.decode("utf-8", "replace"), wants_stream, wants_usage=True)
+
+
+def _fields(body: bytes, content_type: bytes) -> dict[bytes, bytes]:
+    """The short values of a form. Each byte is passed over once: what it holds may be a recording, or hostile."""
+    found = _BOUNDARY.search(content_type)
+    if found is None:
+        return {}
+    mark = b"\r\n--" + (found[1] or found[2])
+    fields: dict[bytes, bytes] = {}
+    end = body.find(mark[2:]) - 2  # the first mark may have no line before it
+    for _part in range(_MOST_PARTS):
+        begin = end + len(mark)
+        end = body.find(mark, begin)
+        if end < 0:
+            break
+        head, _gap, value = body[begin : min(end, begin + _HEAD + _VALUE)].partition(b"\r\n\r\n")
+        name = _NAME.search(head)
+        if name and end - begin - len(head) - 4 <= _VALUE:
+            fields[name[1]] = value
+    return fields
 
 
 def _no_model() -> ApiError:
