@@ -50,12 +50,14 @@ class Lifecycle(models.Model):
         """The name of this row in events, pokes and ``data-live`` attributes."""
         return f"{self._meta.model_name}:{self.pk}"
 
-    def move(self, to: str, reason: str = "", **fields: Any) -> bool:
+    def move(self, to: str, reason: str = "", *, only_from: str = "", **fields: Any) -> bool:
         """Change the state, if the row still is in one that allows it. True when this call made the change.
 
-        ``fields`` are written in the same update. The object in hand is brought up to date when it won.
+        ``fields`` are written in the same update; ``only_from`` narrows the states it may come from to one. The
+        object in hand is brought up to date when it won.
         """
         allowed = [state for state, followers in self.TRANSITIONS.items() if to in followers]
+        allowed = [state for state in allowed if only_from in ("", state)]
         values = {"state": to, "state_since": timezone.now(), "reason": reason, **fields}
         with transaction.atomic():
             row = type(self)._default_manager.filter(pk=self.pk, state__in=allowed)

@@ -9,6 +9,7 @@ from django.db import transaction
 from django.dispatch import receiver
 from django.utils.translation import gettext as _
 
+from controlplane import streams
 from controlplane.problems import Problem
 from deployments import diagnosis
 from deployments.gateway import routes
@@ -19,6 +20,10 @@ from nodes.models import Job
 from nodes.states import JOB_ACTIVE
 
 
+#: Seconds in which one job is not asked to end twice: a node that does not answer must not occupy every worker.
+_ENDING_SECONDS = 30
+
+
 @receiver(signals.job_ended)
 def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
@@ -26,16 +31,28 @@ def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
         found = diagnosis.match(logs.tail(job, 1 << 20))
         why = f"{found.cause}\n{found.fix}" if found else runs.last_words(job)
         if deployment.move(DeploymentState.FAILED, _("The model server ended: %(why)s") % {"why": why}):
+            end_soon(job)
             transaction.on_commit(routes.poke)
 
 
 @receiver(signals.tick)
-def end_leftovers(sender: object, **_kwargs: Any) -> None:
-    """Model servers of deployments that failed or stopped, and jobs of runs that were given up, must not run on."""
+def look_after(sender: object, **_kwargs: Any) -> None:
+    """Compare what is wanted with what is: a lost message only delays.
+
+    Model servers of deployments that failed or stopped, and jobs of runs that were given up, must not run on. A
+    deployment that serves must have a server that runs.
+    """
     at_rest = (DeploymentState.FAILED, DeploymentState.STOPPED)
-    leftovers = {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=at_rest), *runs.orphans()}
-    for job in leftovers:
-        tasks.send(end_job, str(job.pk))
+    for job in {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=at_rest), *runs.orphans()}:
+        end_soon(job)
+    for job in Job.objects.filter(serves__state__in=SERVING).exclude(state__in=JOB_ACTIVE):
+        tasks.send(tasks.job_over, str(job.pk))
+
+
+def end_soon(job: Job | None) -> None:
+    """Have a worker end all processes of a job, also what it left behind when it ended by itself."""
+    if job is not None and streams.client().set(f"ending:{job.pk}", 1, nx=True, ex=_ENDING_SECONDS):
+        transaction.on_commit(lambda: tasks.send(end_job, str(job.pk)))
 
 
 @shared_task
@@ -43,5 +60,6 @@ def end_job(job_id: str) -> None:
     """End all processes of a job that nobody wants any more."""
     try:
         runs.end_job(Job.objects.select_related("node").get(pk=job_id))
-    except Problem:
-        return  # the node is away; a tick asks again
+    except (Problem, Job.DoesNotExist):
+        return  # the node is away, and a tick asks again; or the job is forgotten
+    streams.client().delete(f"ending:{job_id}")

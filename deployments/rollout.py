@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
+from deployments import care
 from deployments.gateway import routes
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
@@ -24,7 +25,7 @@ from nodes import registration, runs
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
-from nodes.states import FINISHED, NodeState
+from nodes.states import FINISHED, JOB_ACTIVE, NodeState
 
 DEMO_NAME = "smollm2"
 #: vLLM's ports on a node, counted from where Ray's port plan ends.
@@ -68,6 +69,7 @@ def _cluster_of(node: Node) -> Cluster:
 
 def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
+    _check_server_is_gone(deployment)
     with transaction.atomic():
         nothing_yet: dict[str, Any] = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
         if not deployment.move(DeploymentState.ROLLING_OUT, **nothing_yet):
@@ -79,6 +81,17 @@ def start(deployment: Deployment, by: User | None) -> Run:
         run = runs.start("rollout", deployment.subject, _rollout_stages(deployment), by)
     transaction.on_commit(routes.poke)
     return run
+
+
+def _check_server_is_gone(deployment: Deployment) -> None:
+    """A server of an earlier start that is still being ended must not be forgotten: it holds memory and the port."""
+    server = deployment.fresh().server
+    resting = deployment.state in (DeploymentState.FAILED, DeploymentState.STOPPED)
+    if resting and server is not None and server.state in JOB_ACTIVE:
+        raise Problem(
+            _("The last model server of %(name)s is still being ended.") % {"name": deployment.name},
+            _("Try again in some seconds. If its server cannot be reached, bring it back first."),
+        )
 
 
 def _rollout_stages(deployment: Deployment) -> Stages:
@@ -105,6 +118,7 @@ def delete(deployment: Deployment, by: User | None) -> None:
     """Forget a deployment that is not running. Raises `Problem` while it is."""
     if deployment.fresh().state not in (DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED):
         raise Problem(_("%(name)s is still running.") % {"name": deployment.name}, _("Stop it first."))
+    _check_server_is_gone(deployment)
     cluster = deployment.cluster
     deployment.delete()
     if not cluster.deployments.exists() and cluster.nodes.count() <= 1:
@@ -150,6 +164,7 @@ def _rolled_out(run: Run, ok: bool, reason: str) -> None:
             node.move(NodeState.READY)
     else:
         deployment.move(DeploymentState.FAILED, reason)
+        care.end_soon(deployment.server)
     transaction.on_commit(routes.poke)
 
 

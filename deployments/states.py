@@ -20,8 +20,8 @@ class DeploymentState(StrEnum):
 DEPLOYMENT_TRANSITIONS = following(
     draft="rolling_out",
     rolling_out="ready failed stopping",
-    ready="degraded rolling_out stopping failed",
-    degraded="ready rolling_out stopping failed",
+    ready="degraded stopping failed",
+    degraded="ready stopping failed",
     stopping="stopped failed",
     stopped="rolling_out",
     failed="rolling_out stopping stopped",

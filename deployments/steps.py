@@ -162,9 +162,9 @@ def _through_ssh(deployment: Deployment) -> Done | Waiting:
 def _answers(deployment: Deployment) -> bool:
     try:
         answer = _ask(deployment, "GET", "/v1/models", timeout=3)
-    except httpx.TransportError:
+        return answer.status_code == 200 and deployment.name in {card["id"] for card in answer.json()["data"]}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):  # nobody, or something else that speaks HTTP
         return False
-    return answer.status_code == 200 and deployment.name in {card["id"] for card in answer.json()["data"]}
 
 
 def _ask(deployment: Deployment, method: str, path: str, timeout: float, json: Any = None) -> httpx.Response:
@@ -209,17 +209,16 @@ def _note_chat_template(deployment: Deployment) -> None:
         return
     refused = answer.status_code == 400 and "chat template" in answer.text
     if refused or answer.status_code == 200:
-        deployment.measured["chat_template"] = not refused
-        deployment.save(update_fields=["measured"])
+        measured = {**deployment.fresh().measured, "chat_template": not refused}
+        Deployment.objects.filter(pk=deployment.pk).update(measured=measured)
 
 
 # --- stop --------------------------------------------------------------------------------------------------------
 
 
 def _end(job: Job | None) -> Satisfied | Waiting:
-    if job is None or job.state not in JOB_ACTIVE:
+    if job is None or (runs.end_job(job, "TERM") == 0 and job.state not in JOB_ACTIVE):
         return Satisfied(_("not running"))
-    runs.end_job(job, "TERM")
     return Waiting(_("asked it to end"))
 
 

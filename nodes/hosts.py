@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from nodes.models import Identity, Node
-from nodes.remote.errors import HostKeyChanged
+from nodes.remote.errors import HostKeyChanged, HostProblem
 from nodes.remote.host import Host
 from nodes.remote.local import LocalHost
 from nodes.remote.ssh import HostKey, SshHost, SshLogin, connect, new_key
@@ -13,6 +14,8 @@ from nodes.remote.ssh import HostKey, SshHost, SshLogin, connect, new_key
 _open: dict[int, tuple[str, SshHost]] = {}
 _lock = threading.Lock()
 _locks: dict[int, threading.Lock] = {}
+_failed: dict[int, tuple[str, float, HostProblem]] = {}
+_FAILURE_SECONDS = 3
 
 
 def identity() -> Identity:
@@ -34,10 +37,13 @@ def open_host(node: Node) -> Host:
         return LocalHost()
     login = SshLogin(node.name, node.address, node.port, node.user, private_key=identity().private_key)
     try:
-        return connect(login, HostKey(node.host_key))
+        host = connect(login, HostKey(node.host_key))
     except HostKeyChanged as error:
         Node.objects.filter(pk=node.pk).update(offered_host_key=error.offered)
         raise
+    if node.offered_host_key:  # it shows the pinned key again: nobody should approve the other one by mistake
+        Node.objects.filter(pk=node.pk, offered_host_key=node.offered_host_key).update(offered_host_key="")
+    return host
 
 
 def shared_host(node: Node) -> Host:
@@ -52,7 +58,19 @@ def shared_host(node: Node) -> Host:
             return host
         if host is not None:
             host.close()
-        fresh = open_host(node)
+        _raise_again(node)
+        try:
+            fresh = open_host(node)
+        except HostProblem as error:
+            _failed[node.pk] = (node.host_key, time.monotonic(), error)
+            raise
         assert isinstance(fresh, SshHost)
         _open[node.pk] = (node.host_key, fresh)
         return fresh
+
+
+def _raise_again(node: Node) -> None:
+    """Whoever waited while a connection failed is told so at once, instead of each waiting for a failure of its own."""
+    key, when, error = _failed.get(node.pk, ("", 0.0, None))
+    if error is not None and key == node.host_key and time.monotonic() - when < _FAILURE_SECONDS:
+        raise error

@@ -49,13 +49,15 @@ grep -qxF "$1" "$HOME/.ssh/authorized_keys" || {
     echo "$1" >> "$HOME/.ssh/authorized_keys"
 }
 """
+# Replaced as a whole or not at all: on a full disk nobody may lose their keys. grep's status 1: no line is left.
 _REMOVE_KEY = """
 f="$HOME/.ssh/authorized_keys"
 [ -f "$f" ] || exit 0
 umask 077
-grep -vxF "$1" "$f" > "$f.quarterdeck" || true
-cat "$f.quarterdeck" > "$f"
-rm -f "$f.quarterdeck"
+new="$f.quarterdeck"
+cp -p "$f" "$new"
+{ grep -vxF "$1" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
+mv "$new" "$f"
 """
 
 
@@ -185,15 +187,17 @@ def approve_new_key(node: Node, by: User | None) -> None:
 
 def check(node: Node, by: User | None) -> Run:
     """Gather the node's facts again."""
-    run = runs.start("check", node.subject, [[("facts", node)]], by)
-    node.move(NodeState.CHECKING)
+    with transaction.atomic():
+        run = runs.start("check", node.subject, [[("facts", node)]], by)
+        node.move(NodeState.CHECKING)
     return run
 
 
 def prepare(node: Node, by: User | None) -> Run:
     """Bring the node to where it can serve: environment and packages; what is there already is skipped."""
-    run = runs.start("prepare", node.subject, prepare_stages(node), by)
-    node.move(NodeState.PREPARING)
+    with transaction.atomic():
+        run = runs.start("prepare", node.subject, prepare_stages(node), by)
+        node.move(NodeState.PREPARING)
     return run
 
 

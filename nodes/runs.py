@@ -9,11 +9,12 @@ it, and any may be killed in between.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -24,6 +25,7 @@ from django.utils.functional import Promise
 from django.utils.translation import get_language, override
 from django.utils.translation import gettext as _
 
+from controlplane import streams
 from controlplane.problems import Problem
 from nodes import logs
 from nodes.hosts import shared_host
@@ -228,12 +230,30 @@ def _work(step: Step) -> None:
         elif step.state == RunState.RUNNING:
             _look(step)
     except HostProblem as error:
-        if not error.passing or timezone.now() - (step.started_at or step.run.state_since) > PATIENCE:
+        if not error.passing or _troubled(step) > PATIENCE.total_seconds():
             _finish(step, RunState.FAILED, error.told)
         else:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)
     except Problem as error:
         _finish(step, RunState.FAILED, error.told)
+    except Exception as error:  # noqa: BLE001  (a step's outermost boundary: the run must not go on for ever)
+        log.exception("run %s: %s", step.run_id, step)
+        if _troubled(step) > PATIENCE.total_seconds():
+            _finish(step, RunState.FAILED, _unexpected(error))
+    else:
+        streams.client().delete(f"trouble:{step.pk}")
+
+
+def _troubled(step: Step) -> float:
+    """Seconds since the first failure of a step that has not worked since."""
+    key, now = f"trouble:{step.pk}", time.time()
+    streams.client().set(key, now, nx=True, ex=3600)
+    return now - float(cast(bytes, streams.client().get(key)) or now)
+
+
+def _unexpected(error: Exception) -> str:
+    what = _("This step met something nobody expected: %(kind)s.") % {"kind": type(error).__name__}
+    return f"{what}\n" + _("The log of the worker has the details; start again once it is mended.")
 
 
 def _begin(step: Step) -> None:
@@ -322,6 +342,9 @@ def last_words(job: Job) -> str:
 
 
 def _finish(step: Step, state: RunState, reason: str = "") -> None:
+    if state == RunState.FAILED and step.job is not None:
+        # Its launch may never have arrived; a job that nobody waits for must not keep others of its kind waiting.
+        step.job.move(JobState.LOST, only_from=JobState.STARTING, ended_at=timezone.now(), log_size=0)
     if step.state == RunState.WAITING and state == RunState.FAILED:
         step.move(state, reason, started_at=timezone.now(), finished_at=timezone.now())
     else:

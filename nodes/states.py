@@ -21,7 +21,7 @@ class NodeState(StrEnum):
 
 
 NODE_TRANSITIONS = following(
-    new="checking preparing unreachable failed",
+    new="checking preparing ready unreachable failed",
     checking="new preparing ready unreachable failed",
     preparing="ready unreachable failed",
     ready="checking preparing unreachable failed",

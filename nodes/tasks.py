@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any
 
 from celery import Task, shared_task
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from controlplane import streams
 from nodes import logs, runs, signals
 from nodes.models import Job
+from nodes.remote.errors import HostProblem
+from nodes.states import JOB_ACTIVE
 
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 60
@@ -47,6 +51,18 @@ def advance_run(run_id: int) -> None:
         streams.client().delete(busy)
     if streams.client().delete(again):
         send(advance_run, run_id)
+
+
+@shared_task
+def keep_logs() -> None:
+    """Keep the logs of ended jobs whose end nobody was told of, a few at a time."""
+    lately = timezone.now() - timedelta(days=1)
+    ended = Job.objects.exclude(state__in=JOB_ACTIVE).filter(ended_at__gt=lately, log_size__gt=0)
+    for job in ended.filter(archive__isnull=True).select_related("node")[:20]:
+        try:
+            logs.archive(job)
+        except HostProblem as error:
+            log.warning("the log of %s is not kept yet: %s", job, error)
 
 
 @shared_task

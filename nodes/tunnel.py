@@ -87,4 +87,5 @@ def local_port(node: Node, address: str, port: int) -> int:
         key = (node.pk, address, port)
         if key not in _tunnels:
             _tunnels[key] = Tunnel(node, address, port)
+        _tunnels[key].node = node  # as it is now: its pinned key may have changed
         return _tunnels[key].port

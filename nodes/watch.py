@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
-from django.db import close_old_connections
+from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 from redis.exceptions import RedisError
 
@@ -33,6 +33,8 @@ from nodes.states import FINISHED, JOB_ACTIVE, NodeState
 log = logging.getLogger(__name__)
 OBSERVER = files("nodes.remote").joinpath("observer.py").read_text()
 LEASE_SECONDS = 10
+#: Bytes; the observer sends pieces of at most 256 KiB, and its other lines are short.
+_LONGEST_PIECE = _LONGEST_LINE = 1 << 18
 #: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
 GLITCH_SECONDS = 8
 
@@ -47,7 +49,7 @@ class Frames:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         while (line := self._line()) is not None:
             message = json.loads(line)
-            data = self._exactly(message["size"]) if "log" in message else b""
+            data = self._exactly(_bounded(message["size"])) if "log" in message else b""
             if data is None:
                 return
             yield message, data
@@ -56,6 +58,8 @@ class Frames:
         searched = 0
         while (at := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
+            if searched > _LONGEST_LINE:
+                raise ValueError("a line without an end")
             if not self._more():
                 return None
         return self._take(at + 1)
@@ -75,6 +79,13 @@ class Frames:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
+
+
+def _bounded(size: int) -> int:
+    """A node says how much comes; what it says is not believed beyond what the observer sends."""
+    if not 0 <= size <= _LONGEST_PIECE:
+        raise ValueError(f"a piece of {size} bytes")
+    return size
 
 
 class Watcher(threading.Thread):
@@ -100,8 +111,8 @@ class Watcher(threading.Thread):
                 self._note_lost(error)
             except Node.DoesNotExist:
                 return
-            except (RedisError, OSError) as error:
-                log.warning("%s: %s; watching again soon", self.node, error)
+            except (RedisError, OSError, DatabaseError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s: %s: %s; watching again soon", self.node, type(error).__name__, error)
             finally:
                 close_old_connections()
             pause = 1.0 if time.monotonic() - began > 30 else min(15.0, pause * 1.7)
@@ -154,6 +165,8 @@ class Watcher(threading.Thread):
         channel.write(json.dumps(order).encode() + b"\n")
 
     def _file(self, channel: Channel, message: dict[str, Any], data: bytes) -> None:
+        if message.get("log", message.get("end")) not in (None, *self._wanted):
+            return  # not this node's job, or one that is not followed any more
         if "log" in message:
             self._file_log(channel, message["log"], message["at"], data)
         elif "end" in message:
@@ -206,7 +219,7 @@ class Watch:
             try:
                 self.turn()
                 self._wait_for_poke()
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, DatabaseError) as error:
                 log.warning("watch waits: %s", error)
                 self.stopping.wait(1)
             finally:
@@ -251,6 +264,8 @@ class Watch:
             return  # another watch process does it this second
         for run_id in Run.objects.exclude(state__in=FINISHED).values_list("pk", flat=True):
             runs.queue(run_id)
+        if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
+            tasks.send(tasks.keep_logs)
         for receiver, answer in signals.tick.send_robust(Watch):
             if isinstance(answer, Exception):
                 log.error("%s failed on a tick", receiver, exc_info=answer)

@@ -176,3 +176,24 @@ def test_a_host_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.Mo
     monkeypatch.setattr(ssh, "CONNECT_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(Unreachable):
         ssh.offered_key("127.0.0.1", listener.getsockname()[1])
+
+
+@pytest.mark.sshd
+def test_what_a_login_shell_prints_is_not_taken_for_the_answer(tmp_path: Path) -> None:
+    running = sshd_support.start(tmp_path)
+    (tmp_path / "home" / ".bashrc").write_text("echo Welcome to te1\nprintf 'no line end'\n")
+    with ssh.connect(running.login(), running.host_key) as connected:
+        assert connected.run(script("printf out")).stdout == b"out"
+        channel = connected.open(script("printf first; cat"))
+        assert channel.read(100) == b"first"
+        channel.write(b"second")
+        assert channel.read(100) == b"second"
+        channel.close()
+    running.stop()
+
+
+@pytest.mark.sshd
+def test_a_command_that_does_not_read_its_input_is_told_by_its_status(server: Sshd) -> None:
+    with ssh.connect(server.login(), server.host_key) as connected:
+        for _ in range(5):
+            assert connected.run(script("exit 9"), stdin=b"x" * 4_000_000).status == 9

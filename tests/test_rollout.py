@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -249,6 +250,57 @@ def test_ray_stays_while_another_deployment_uses_it(quarterdeck: Watch, node: No
     ray = node.fresh().ray
     assert ray is not None
     assert ray.state == JobState.RUNNING
+
+
+def test_the_node_of_a_rollout_is_ready_with_it(quarterdeck: Watch, engine: StandInEngine, settings: Settings) -> None:
+    settings.LOCAL_NODE_ROOT = str(engine.root)
+    deployment = rollout.try_demo(None)
+    reach(deployment, DeploymentState.READY)
+    assert Node.objects.get().state == NodeState.READY
+
+
+def test_a_deployment_that_serves_is_not_started_over_its_own_server(
+    quarterdeck: Watch, deployment: Deployment
+) -> None:
+    ready = rolled_out(deployment)
+    with pytest.raises(Problem, match="small is ready and cannot be started now"):
+        rollout.start(ready.fresh(), None)
+    assert ready.fresh().server == ready.server
+
+
+def test_a_server_that_is_still_being_ended_is_not_forgotten(quarterdeck: Watch, deployment: Deployment) -> None:
+    ready = rolled_out(deployment)
+    Deployment.objects.filter(pk=ready.pk).update(state=DeploymentState.FAILED)
+    for act in (rollout.start, rollout.delete):
+        with pytest.raises(Problem, match="still being ended"):
+            act(ready.fresh(), None)
+
+
+def test_a_lost_message_about_a_dead_server_only_delays(
+    quarterdeck: Watch, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = rolled_out(deployment)
+    server = ready.server
+    assert server is not None
+    with monkeypatch.context() as lost:
+        lost.setattr(tasks, "send", lambda *_: None)
+        runs.end_job(server, "KILL")
+        until(lambda: server.fresh().state not in JOB_ACTIVE)
+    assert ready.fresh().state == DeploymentState.READY
+    signals.tick.send(None)
+    reach(deployment, DeploymentState.FAILED)
+
+
+def test_what_a_dead_server_left_behind_is_ended_too(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine
+) -> None:
+    engine.behave("litter")
+    ready = rolled_out(deployment)
+    server = ready.server
+    assert server is not None
+    os.kill(int((engine.root / "server.pid").read_text()), signal.SIGKILL)
+    reach(deployment, DeploymentState.FAILED)
+    until(lambda: runs.end_job(server, "TERM") == 0)
 
 
 def test_two_people_pressing_start_at_once_start_one_rollout(quarterdeck: Watch, deployment: Deployment) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from django.db import close_old_connections, connection
+from django.utils import timezone
 
 from controlplane import streams
 from controlplane.lifecycle import Event
@@ -19,10 +20,11 @@ from nodes.models import Job, Node, Run, Step
 from nodes.recipes import Satisfied
 from nodes.remote import job as remote_job
 from nodes.remote.command import script
-from nodes.remote.errors import Unreachable
+from nodes.remote.errors import CommandFailed, Unreachable
+from nodes.remote.local import LocalHost
 from nodes.runs import Done, StepKind, Story, Waiting
 from nodes.states import JobState, RunState
-from nodes.watch import Watch
+from nodes.watch import Frames, Watch, Watcher
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
 
@@ -255,6 +257,75 @@ def test_a_host_that_cannot_be_reached_is_waited_for_and_then_named(
     runs.advance(run.pk)
     assert run.fresh().state == RunState.FAILED
     assert "here cannot be reached: nothing listens" in run.fresh().reason
+
+
+def test_a_launch_that_failed_does_not_keep_the_next_run_waiting(
+    node: Node, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind("one", "echo ran")
+
+    def full_disk(*_: object) -> None:
+        raise CommandFailed("here", 1, "mkdir: No space left on device")
+
+    run = begin(node, "one")
+    with monkeypatch.context() as patched:
+        patched.setattr(remote_job, "start", full_disk)
+        runs.advance(run.pk)
+    assert run.fresh().state == RunState.FAILED
+    assert "No space left on device" in run.fresh().reason
+    advance_until(begin(node, "one"), RunState.DONE)
+
+
+def test_a_step_that_meets_the_unexpected_is_tried_again_and_then_fails(
+    node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(step: Step) -> Done:
+        raise KeyError("size")
+
+    runs.register(StepKind("look", "look", broken))
+    run = begin(node, "look")
+    runs.advance(run.pk)
+    assert run.fresh().state == RunState.RUNNING
+    monkeypatch.setattr(runs, "PATIENCE", timedelta(seconds=-1))
+    runs.advance(run.pk)
+    assert run.fresh().state == RunState.FAILED
+    assert "something nobody expected: KeyError" in run.fresh().reason
+
+
+def test_patience_with_a_host_begins_with_its_first_failure(node: Node, valkey: str) -> None:
+    def unreachable(step: Step) -> Done:
+        raise Unreachable("here", "nothing listens")
+
+    runs.register(StepKind("look", "look", unreachable))
+    run = begin(node, "look")
+    Run.objects.filter(pk=run.pk).update(state_since=timezone.now() - timedelta(hours=1))
+    runs.advance(run.pk)
+    assert run.fresh().state == RunState.RUNNING
+
+
+def test_a_node_has_no_say_over_another_nodes_jobs(node: Node, valkey: str) -> None:
+    job = Job.objects.create(node=node, name="talk", state=JobState.RUNNING)
+    other = Watcher(Node(pk=77, name="other", kind=Node.Kind.LOCAL, root="/nowhere"))
+    channel = LocalHost().open(script("cat"))
+    forged = {"log": str(job.pk), "at": 0, "size": 3}
+    other._file(channel, forged, b"lie")
+    other._file(channel, {"end": str(job.pk), "state": "exited", "status": 0, "size": 3}, b"")
+    channel.close()
+    assert streams.end(streams.log_key(job.pk)) is None
+    assert job.fresh().state == JobState.RUNNING
+
+
+@pytest.mark.parametrize("said", [b'{"log": "x", "at": 0, "size": 1000000000000}\n', b"x" * (1 << 20), b"no json\n"])
+def test_nonsense_from_a_node_is_refused_before_it_fills_the_memory(said: bytes) -> None:
+    class Channel:
+        left = said
+
+        def read(self, size: int) -> bytes:
+            data, self.left = self.left[:size], self.left[size:]
+            return data
+
+    with pytest.raises(ValueError, match=r"a piece of|without an end|Expecting value"):
+        list(Frames(Channel()))  # type: ignore[arg-type]
 
 
 def test_an_ended_log_is_archived_and_can_be_read_without_its_node(node: Node, watch: Watch) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 CHUNK = 1 << 18
 BUSY, IDLE = 0.05, 0.5
+PATIENCE = 120  # seconds for a job to have a pid; its launch may be said again in that time
 GPU_QUERY = ("index", "memory.used", "memory.total", "utilization.gpu", "temperature.gpu", "power.draw")
 
 
@@ -39,7 +40,7 @@ class Job:
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.id, self.dir, self.at = order["follow"], Path(order["dir"]), order["at"]
-        self.looked = 0.0
+        self.looked, self.born = 0.0, time.monotonic()
 
     def step(self) -> str:
         """Send what is new: "more" when there was some, "over" when the job has ended and all of it was sent."""
@@ -80,11 +81,11 @@ class Job:
             return None
 
     def alive(self) -> bool:
-        """Whether the runner still runs; a job that has no pid yet counts as alive."""
+        """Whether the runner still runs; one that has no pid yet is waited for a while."""
         try:
             pid, ticks, boot = (self.dir / "pid").read_text().split()
         except (OSError, ValueError):
-            return True
+            return time.monotonic() - self.born < PATIENCE
         try:
             began = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
             return began == ticks and Path("/proc/sys/kernel/random/boot_id").read_text().strip() == boot

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import secrets
 import socket
 import time
 from contextlib import suppress
@@ -27,6 +28,9 @@ from nodes.remote.host import OUTPUT_LIMIT, Result
 CONNECT_SECONDS = 5
 #: An open channel that brings nothing for this long is dead: what runs on it says something every second.
 SILENCE_SECONDS = 20
+#: Said before each command's own output: what a login shell prints from its start-up files comes before it.
+_MARK = b"\n--quarterdeck " + secrets.token_hex(8).encode() + b"--\n"
+_SAY_MARK = b"printf '\\n%s\\n' '" + _MARK.strip() + b"'; "
 _KEY_TYPES: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
 
@@ -151,8 +155,21 @@ class SshChannel:
         channel.settimeout(SILENCE_SECONDS)
         self._channel = channel
         self._where = where
+        self._greeting: bytearray | None = bytearray()  # None once it is over
 
     def read(self, size: int) -> bytes:
+        data = self._receive(size)
+        while self._greeting is not None and data:
+            self._greeting += data
+            greeting, mark, data = bytes(self._greeting).partition(_MARK)
+            if mark:
+                self._greeting = None
+            elif len(greeting) > OUTPUT_LIMIT:
+                raise Unreachable(self._where, _("its shell prints without end before it runs anything"))
+            data = data or self._receive(size)
+        return data
+
+    def _receive(self, size: int) -> bytes:
         try:
             return self._channel.recv(size)
         except TimeoutError as error:
@@ -237,7 +254,7 @@ class SshHost:
     def _session(self, command: Command) -> paramiko.Channel:
         try:
             channel = self._transport.open_session(timeout=CONNECT_SECONDS * 2)
-            channel.exec_command(command.sh().encode())
+            channel.exec_command(_SAY_MARK + command.sh().encode())
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise Unreachable(self.where, _("the connection was closed")) from error
         return channel
@@ -252,7 +269,7 @@ class SshHost:
             rest = _feed(channel, rest)
             moved = _drain(channel, out, err)
             if not moved and channel.exit_status_ready() and (channel.eof_received or channel.closed):
-                return Result(channel.recv_exit_status(), bytes(out), bytes(err))
+                return Result(channel.recv_exit_status(), _without_greeting(out), bytes(err))
             if time.monotonic() > deadline:
                 raise TimedOut(self.where, timeout)
             if not moved:
@@ -264,9 +281,17 @@ class SshHost:
         channel.status_event.wait(0.002)
 
 
+def _without_greeting(out: bytearray) -> bytes:
+    greeting, mark, said = bytes(out).partition(_MARK)
+    return said if mark else greeting
+
+
 def _feed(channel: paramiko.Channel, rest: memoryview) -> memoryview:
     if rest and channel.send_ready():
-        rest = rest[channel.send(bytes(rest[:32768])) :]
+        try:
+            rest = rest[channel.send(bytes(rest[:32768])) :]
+        except OSError:
+            return memoryview(b"")  # the program ended without reading all of it; its status says why
         if not rest:
             channel.shutdown_write()
     return rest

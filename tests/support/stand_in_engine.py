@@ -35,6 +35,10 @@ if behaviour[0] == "fail":
     sys.exit(1)
 if behaviour[0] == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if behaviour[0] == "litter":  # a worker that stays when the server dies
+    import subprocess
+    subprocess.Popen(["sleep", "300"], start_new_session=True)
+    pathlib.Path({behaviour!r}).with_name("server.pid").write_text(str(os.getpid()))
 print("INFO Starting to load model", flush=True)
 print("INFO Model loading took 0.25 GiB memory and 1.0 seconds", flush=True)
 while behaviour[0] == "slow":
@@ -89,7 +93,7 @@ class StandInEngine:
         self.behave("serve")
 
     def behave(self, *words: str) -> None:
-        """``serve``, ``base`` (cannot chat), ``slow``, ``stubborn``, ``mute``, ``die`` (at the first prompt), ``fail <log file>``."""
+        """``serve``, ``base`` (cannot chat), ``litter`` (leaves a process), ``slow``, ``stubborn``, ``mute``, ``die`` (at the first prompt), ``fail <log file>``."""
         self._behaviour.write_text(" ".join(words))
 
     @staticmethod
