@@ -19,7 +19,6 @@ from nodes import logs, runs, signals, tasks
 from nodes.models import Job
 from nodes.states import JOB_ACTIVE
 
-
 #: Seconds in which one job is not asked to end twice: a node that does not answer must not occupy every worker.
 _ENDING_SECONDS = 30
 

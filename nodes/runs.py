@@ -236,7 +236,7 @@ def _work(step: Step) -> None:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)
     except Problem as error:
         _finish(step, RunState.FAILED, error.told)
-    except Exception as error:  # noqa: BLE001  (a step's outermost boundary: the run must not go on for ever)
+    except Exception as error:
         log.exception("run %s: %s", step.run_id, step)
         if _troubled(step) > PATIENCE.total_seconds():
             _finish(step, RunState.FAILED, _unexpected(error))

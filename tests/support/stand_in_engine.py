@@ -93,7 +93,9 @@ class StandInEngine:
         self.behave("serve")
 
     def behave(self, *words: str) -> None:
-        """``serve``, ``base`` (cannot chat), ``litter`` (leaves a process), ``slow``, ``stubborn``, ``mute``, ``die`` (at the first prompt), ``fail <log file>``."""
+        """What it does: ``serve``, ``base`` (cannot chat), ``litter`` (leaves a process), ``slow`` (never loads),
+        ``stubborn`` (ignores SIGTERM), ``mute`` (refuses prompts), ``die`` (at the first prompt), ``fail <log file>``.
+        """
         self._behaviour.write_text(" ".join(words))
 
     @staticmethod
