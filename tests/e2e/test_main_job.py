@@ -62,8 +62,15 @@ def prepare(page: Page, deck: Deck) -> None:
     deck.kill("celery")
     deck.kill("manage.py", "watch")
     deck.kill("uvicorn")
-    expect(page.locator("#head .state")).to_contain_text("ready", timeout=PREPARING_MS)
+    settles(page, PREPARING_MS)
     shot(page, "04-prepared")
+
+
+def settles(page: Page, milliseconds: int) -> None:
+    """Wait until it is ready; as soon as it failed, say what the page says of it."""
+    state = page.locator("#head .state")
+    expect(state).to_contain_text(re.compile("ready|failed"), timeout=milliseconds)
+    assert "ready" in state.inner_text(), page.locator("main").inner_text()
 
 
 def until_log_is_whole(page: Page, node_root: Path) -> None:
@@ -86,7 +93,7 @@ def deploy_and_look(page: Page) -> None:
     before = chart(page)
     until(lambda: chart(page) != before, 20, "the memory chart moves")
     shot(page, "05-rolling-out")
-    expect(page.locator("#head .state")).to_contain_text("ready", timeout=STARTING_MS)
+    settles(page, STARTING_MS)
     page.reload()
     until(lambda: log_lines(page) > 3, 20, "the log is there again after a reload")
     shot(page, "06-deployment-ready")

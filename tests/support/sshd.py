@@ -74,6 +74,14 @@ class Sshd:
         self.process = _run(self.folder, self.port)
 
 
+def _keep_pip_configuration(home: Path) -> None:
+    """Where this machine's user gets packages from, the server's user does too."""
+    for name in (".config/pip", ".pip"):
+        if (Path.home() / name).exists():
+            (home / name).parent.mkdir(exist_ok=True)
+            (home / name).symlink_to(Path.home() / name)
+
+
 def _children(parent: int) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -86,10 +94,12 @@ def _children(parent: int) -> list[int]:
 def start(folder: Path) -> Sshd:
     """A server whose users' home is ``folder/home``: HOME and authorized_keys lie there, not in the real home."""
     (folder / "home" / ".ssh").mkdir(parents=True, mode=0o700)
+    _keep_pip_configuration(folder / "home")
     keygen(folder / "host_key")
     key = keygen(folder / "user_key")
     (folder / "home" / ".ssh" / "authorized_keys").write_text((folder / "user_key.pub").read_text())
     port = free_port()
+    pip_settings = " ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_"))
     (folder / "sshd_config").write_text(
         f"""
 ListenAddress 127.0.0.1
@@ -97,7 +107,7 @@ Port {port}
 HostKey {folder}/host_key
 PidFile {folder}/sshd.pid
 AuthorizedKeysFile {folder}/home/.ssh/authorized_keys
-SetEnv HOME={folder}/home
+SetEnv HOME={folder}/home {pip_settings}
 StrictModes no
 PermitRootLogin yes
 PasswordAuthentication yes
