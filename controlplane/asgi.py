@@ -9,10 +9,13 @@ from typing import Any
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
-pages = get_asgi_application()
+django = get_asgi_application()
 
-from controlplane.routing import websockets  # noqa: E402  (needs the applications loaded)
+from controlplane.bounds import bounded  # noqa: E402  (needs the applications loaded)
+from controlplane.routing import websockets  # noqa: E402
 from deployments.gateway import app as gateway  # noqa: E402
+
+pages = bounded(django)
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
