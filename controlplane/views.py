@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Network, ip_address
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
@@ -17,9 +18,15 @@ from django_htmx.http import HttpResponseClientRedirect
 
 from controlplane import streams
 
-#: So many failures for one name or one address, and sign-in rests for so long.
+#: So many failures of one name from one address, and its sign-in from there rests for so long.
 FAILURES = 10
 FAILURES_SECONDS = 600
+#: Of one address, with whatever names.
+ADDRESS_FAILURES = 30
+#: A name with so many from everywhere is under attack: each address may try it a few times only. Its owner, from an
+#: address of their own, is never kept out by strangers.
+NAME_FAILURES = 100
+FEW_FAILURES = 3
 
 
 class SignInForm(AuthenticationForm):
@@ -32,27 +39,44 @@ class SignInForm(AuthenticationForm):
         ),
         "inactive": _("This account is switched off. Ask an admin to switch it on."),
         "too_many": _(
-            "Too many sign-ins with this name or from this address have failed. Wait ten minutes, then try again."
+            "Too many sign-ins from your address have failed. Wait ten minutes, then try again."
         ),
     }
 
     def clean(self) -> dict[str, Any]:
         """As Django's; refused without looking at the password after too many failures."""
-        counters = [f"sign-in:{who}" for who in (self.data.get("username", "")[:150], self._address())]
-        if any(streams.count(counter) >= FAILURES for counter in counters):
+        if not (self.cleaned_data.get("username") and self.cleaned_data.get("password")):
+            return super().clean()  # there is nothing to look at
+        # The name as Django will look it up, so that no other spelling of it has a count of its own.
+        name, address = self.cleaned_data["username"].casefold(), self._address()
+        by_name, by_address, by_both = f"sign-in:{name}", f"sign-in-from:{address}", f"sign-in:{name} from {address}"
+        # Counted before the password is looked at: a hundred tries at once are a hundred tries.
+        most = FAILURES if streams.count(by_name) < NAME_FAILURES else FEW_FAILURES
+        if (tries := _count(by_both)) > most or _count(by_address) > ADDRESS_FAILURES:
             raise self.get_invalid_login_error("too_many")
-        try:
-            return super().clean()
-        except ValidationError:
-            for counter in counters:
-                streams.count(counter, add=1, seconds=FAILURES_SECONDS)
-            raise
+        _count(by_name)
+        data = super().clean()
+        for counter, back in ((by_name, 1), (by_address, 1), (by_both, tries)):
+            streams.count(counter, add=-back, seconds=FAILURES_SECONDS)
+        return data
 
     def get_invalid_login_error(self, code: str = "invalid_login") -> ValidationError:
         return ValidationError(self.error_messages[code], code=code)
 
     def _address(self) -> str:
-        return self.request.META.get("REMOTE_ADDR", "") if self.request else ""
+        """Where the request comes from; of IPv6 the network, as whoever has one address has all of its /64."""
+        text = self.request.META.get("REMOTE_ADDR", "") if self.request else ""
+        try:
+            address = ip_address(text)
+        except ValueError:  # a Unix socket has none
+            return text
+        if address.version == 4 or address.ipv4_mapped:
+            return str(address)
+        return str(IPv6Network((int(address), 64), strict=False))
+
+
+def _count(name: str) -> int:
+    return streams.count(name, add=1, seconds=FAILURES_SECONDS)
 
 
 class SignIn(LoginView):
