@@ -8,6 +8,7 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 from django.db import models
+from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 
@@ -49,15 +50,28 @@ def seal(text: str) -> str:
     return _cipher(settings.FIELD_KEY).encrypt(raw.encode()).decode()
 
 
-def unseal(token: str) -> Secret:
-    """Decrypt what `seal` made. Raises `Problem` when the key is not the one it was sealed with."""
+def unseal(token: str, ttl: int | None = None) -> Secret:
+    """Decrypt what `seal` made, less than ``ttl`` seconds ago where that is given.
+
+    Raises `Problem` when the key is not the one it was sealed with, or the time is over.
+    """
     try:
-        return Secret(_cipher(settings.FIELD_KEY).decrypt(token.encode()).decode())
+        return Secret(_cipher(settings.FIELD_KEY).decrypt(token.encode(), ttl).decode())
     except InvalidToken as error:
-        raise Problem(
-            "A stored secret cannot be read: the encryption key is not the one it was written with.",
-            "Restore var/field.key (or FIELD_KEY) from the backup, or enter the secret again.",
-        ) from error
+        raise _unreadable() if ttl is None else _over() from error
+
+
+def _unreadable() -> Problem:
+    return Problem(
+        _("A stored secret cannot be read: the encryption key is not the one it was written with."),
+        _("Restore var/field.key (or FIELD_KEY) from the backup, or enter the secret again."),
+    )
+
+
+def _over() -> Problem:
+    return Problem(
+        _("What was kept sealed for a short while is too old, or the encryption key has changed."), _("Type it again.")
+    )
 
 
 class EncryptedField(models.TextField):  # type: ignore[type-arg]

@@ -91,8 +91,9 @@ class Login:
         return seal(json.dumps(fields))
 
     @classmethod
-    def unseal(cls, token: str) -> Self:
-        fields = json.loads(unseal(token).reveal())
+    def unseal(cls, token: str, ttl: int | None = None) -> Self:
+        """What was sealed, less than ``ttl`` seconds ago where that is given. Raises `Problem`."""
+        fields = json.loads(unseal(token, ttl).reveal())
         for key in ("password", "private_key", "passphrase"):
             fields[key] = Secret(fields[key])
         return cls(**fields)

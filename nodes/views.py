@@ -71,7 +71,7 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
 def new(request: SignedIn) -> HttpResponse:
     """Ask where the server is; then ask its host key and go on to the page that shows it."""
     # Back from the fingerprint, everything but the secrets is still there.
-    form = NodeForm(request.POST or None, initial=request.session.get(PENDING))
+    form = NodeForm(request.POST or None, initial=_pending(request))
     if request.method == "POST" and form.is_valid():
         try:
             request.session[PENDING] = _offer(form.login())
@@ -100,9 +100,8 @@ def _offer(login: registration.Login) -> Pending:
 @role_required(OPERATOR)
 def approve(request: SignedIn) -> HttpResponse:
     """Show the fingerprint; on approval pin exactly this key and register the node."""
-    pending: Pending | None = request.session.get(PENDING)
-    if pending is None or time.time() - pending["at"] > PENDING_SECONDS:
-        request.session.pop(PENDING, None)
+    pending = _pending(request)
+    if pending is None:
         raise Problem(
             _("No host key waits for approval: an unfinished registration is forgotten after 10 minutes."),
             _("Fill in the registration form again."),
@@ -117,13 +116,22 @@ def approve(request: SignedIn) -> HttpResponse:
     return _register(request, pending)
 
 
+def _pending(request: HttpRequest) -> Pending | None:
+    """The registration that waits; one that waited for too long is dropped."""
+    pending: Pending | None = request.session.get(PENDING)
+    if pending is None or time.time() - pending["at"] <= PENDING_SECONDS:
+        return pending
+    del request.session[PENDING]
+    return None
+
+
 def _approval(pending: Pending) -> dict[str, Any]:
     return {"pending": pending, "key_file": key_file(pending["key_line"])}
 
 
 def _register(request: SignedIn, pending: Pending) -> HttpResponse:
-    login = registration.Login.unseal(pending["login"])
     try:
+        login = registration.Login.unseal(pending["login"], ttl=PENDING_SECONDS)
         registered = registration.register(login, pending["key_line"], request.user)
     except Problem as problem:
         return render(request, "nodes/approve.html", _approval(pending) | {"problem": problem}, status=409)

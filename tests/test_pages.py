@@ -275,6 +275,31 @@ def test_a_pending_registration_is_forgotten_after_ten_minutes(
     assert views.PENDING not in admin.session
 
 
+def test_the_form_forgets_it_after_ten_minutes_too(
+    admin: Client, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.post(reverse("node-new"), FORM)
+    later = time.time() + 601
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert FORM["address"] not in text_of(admin.get(reverse("node-new")))
+    assert views.PENDING not in admin.session
+
+
+def test_a_sealed_login_is_not_opened_after_ten_minutes_whatever_the_session_says(
+    admin: Client, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin.post(reverse("node-new"), FORM)
+    session = admin.session
+    session[views.PENDING] |= {"at": time.time() + 300}
+    session.save()
+    later = time.time() + 601
+    monkeypatch.setattr(time, "time", lambda: later)
+    monkeypatch.setattr(registration, "register", lambda *arguments: pytest.fail("the login was opened"))
+    response = admin.post(reverse("node-approve"), {"fingerprint": HostKey(KEY).fingerprint})
+    assert response.status_code == 409
+    assert "is too old" in text_of(response)
+
+
 def test_a_server_that_cannot_be_reached_is_told_beside_the_form(
     admin: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
