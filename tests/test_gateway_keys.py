@@ -13,6 +13,7 @@ import httpx
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
+from django.core import signing
 from django.db import DatabaseError
 
 from deployments.gateway import directory, keys, routes
@@ -115,6 +116,28 @@ async def test_a_page_may_call_with_its_session_token_until_it_is_too_old(
     monkeypatch.setattr(keys, "SESSION_SECONDS", -1)
     answer = await http.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "expired_session")
+
+
+@pytest.mark.valkey
+async def test_a_change_of_the_password_ends_the_pages_token_and_the_next_one_works_at_once(
+    ada: User, http: httpx.AsyncClient
+) -> None:
+    before = keys.session_token(ada)
+    assert await status_of(http, before) == 200
+    ada.set_password("another horse")
+    await in_thread(ada.save)
+    assert await status_of(http, keys.session_token(ada)) == 200  # looked again, as it was not known
+    assert await status_of(http, before) == 401
+
+
+async def test_a_token_of_a_user_who_is_new_works_at_once(http: httpx.AsyncClient) -> None:
+    assert await status_of(http, "qd-first-look") == 401
+    assert await status_of(http, keys.session_token(await in_thread(User.objects.create_user, "new"))) == 200
+
+
+def test_a_token_of_an_older_quarterdeck_which_had_the_user_only_is_no_token(ada: User) -> None:
+    token = keys.SESSION_PREFIX + signing.dumps(ada.pk, salt="quarterdeck.gateway.session")
+    assert keys.find(token, keys.load(), 0) is None
 
 
 def deployed(server: StandIn, state: str) -> Deployment:

@@ -2,7 +2,7 @@
 
 A key is ``qd-`` and 40 characters, the last 6 a checksum of the others: nonsense is refused without a
 look-up. Only its SHA-256 is stored. A page's playground uses a session token instead: signed, valid for 12
-hours.
+hours, and no longer than the user's password.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from django.contrib.auth import get_user_model
+from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import User
 from django.core import signing
 from django.db.models import Sum
@@ -49,10 +50,13 @@ class Caller:
 
 @dataclass(frozen=True)
 class Keyring:
-    """The keys that may be used (SHA-256 in hex → caller) and the users who may sign in, as last read."""
+    """The keys that may be used (SHA-256 in hex → caller) and the users who may sign in, as last read.
+
+    Of each user it has the mark of their password, which a session token must bear.
+    """
 
     callers: Mapping[str, Caller]
-    users: frozenset[int]
+    users: Mapping[int, str]
 
 
 def create(owner: User, name: str, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
@@ -74,8 +78,13 @@ def revoke(key: ApiKey) -> None:
 
 
 def session_token(user: User) -> str:
-    """With this a page of ``user`` may call the gateway for 12 hours, while the user is active."""
-    return SESSION_PREFIX + signing.dumps(user.pk, salt=_SALT)
+    """With this a page of ``user`` may call the gateway for 12 hours, while user and password stay what they are."""
+    return SESSION_PREFIX + signing.dumps([user.pk, password_mark(user)], salt=_SALT)
+
+
+def password_mark(user: AbstractBaseUser) -> str:
+    """Another one after each change of the password; as Django's sessions have it, but cut."""
+    return user.get_session_auth_hash()[:16]
 
 
 def load() -> Keyring:
@@ -87,8 +96,8 @@ def load() -> Keyring:
         digest: Caller(owner, pk, _ending(expires), allowances.get(pk, UNLIMITED), used.get(pk, 0))
         for digest, owner, pk, expires in usable.values_list("digest", "owner_id", "pk", "expires_at")
     }
-    users = get_user_model().objects.filter(is_active=True).values_list("pk", flat=True)
-    return Keyring(callers, frozenset(users))
+    users = get_user_model().objects.filter(is_active=True).only("pk", "password")
+    return Keyring(callers, {user.pk: password_mark(user) for user in users})
 
 
 def _ending(expires_at: datetime | None) -> float:
@@ -137,17 +146,25 @@ def find(plain: str, keyring: Keyring, now: float) -> Caller | None:
 
 
 def _session(token: str, keyring: Keyring) -> Caller | None:
+    user_id, mark = _signed(token) or (0, "")
+    return Caller(user_id) if mark and keyring.users.get(user_id) == mark else None
+
+
+def _signed(token: str) -> tuple[int, str] | None:
+    """The user and the password's mark of a token that we made. Raises `ApiError` when it is too old."""
     try:
-        user_id = int(signing.loads(token.removeprefix(SESSION_PREFIX), salt=_SALT, max_age=SESSION_SECONDS))
+        user_id, mark = signing.loads(token.removeprefix(SESSION_PREFIX), salt=_SALT, max_age=SESSION_SECONDS)
     except signing.SignatureExpired as error:
         raise _refusal("expired_session", _("This page was opened too long ago. Load it again.")) from error
-    except (signing.BadSignature, ValueError):
+    except (signing.BadSignature, ValueError, TypeError):
         return None
-    return Caller(user_id) if user_id in keyring.users else None
+    return user_id, mark
 
 
 def plausible(plain: str) -> bool:
-    """Whether this can be a key that was made since the last look: its checksum is right."""
+    """Whether this can be a key that was made since the last look: its checksum, or our signature, is right."""
+    if plain.startswith(SESSION_PREFIX):
+        return _signed(plain) is not None
     body, check = plain[len(PREFIX) : -6], plain[-6:]
     return plain.startswith(PREFIX) and len(body) == 34 and check == checksum(body)
 

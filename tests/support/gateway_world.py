@@ -40,7 +40,7 @@ class World:
         self.looks += 1
         if self.fails:
             raise self.fails
-        return View(Keyring(dict(self.callers), frozenset({1})), dict(self.routes))
+        return View(Keyring(dict(self.callers), {1: "mark"}), dict(self.routes))
 
     async def listen(self, poked: Callable[[], None]) -> None:
         self.poke = poked
