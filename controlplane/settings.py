@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def flag(name: str, default: bool) -> bool:
 def number(name: str, default: int) -> int:
     """A whole number from the environment. Raises `ImproperlyConfigured` for anything else."""
     text = os.environ.get(name, "").strip()
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     if text == "":
         return default
@@ -52,12 +54,13 @@ def kept_secret(env: str, filename: str, make: Any) -> str:
     path = VAR_DIR / filename
     if not path.exists():
         VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_text()
-        with os.fdopen(handle, "w") as file:
+        # Written beside (mode 0600) and then linked: it is there whole or not at all, and the first one stays.
+        with tempfile.NamedTemporaryFile("w", dir=VAR_DIR, prefix=f".{filename}.") as file:
             file.write(make())
+            file.flush()
+            os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                os.link(file.name, path)
     return path.read_text()
 
 

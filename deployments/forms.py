@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
+from itertools import accumulate
 from typing import Any
 
+import msgspec
 from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
@@ -21,6 +22,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 #: Words that are pages beside a deployment's own.
 RESERVED = frozenset({"new"})
+#: Brackets within brackets of a flag's value; deeper ones are text.
+DEEPEST = 40
 DTYPES = ["bfloat16", "float16", "float32"]
 
 
@@ -139,9 +142,14 @@ def parse_flags(text: str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    if text in ("true", "false") or text[:1] in "{[" or _NUMBER.fullmatch(text):
+    if text in ("true", "false") or (text[:1] in "{[" and _depth(text) <= DEEPEST) or _NUMBER.fullmatch(text):
         try:
-            return json.loads(text)
-        except ValueError:
+            return msgspec.json.decode(text)
+        except ValueError:  # a template, or what JSON has no number for
             return text
     return text
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest, those within strings included: whoever walks the value does so by recursion."""
+    return max(accumulate((char in "{[") - (char in "}]") for char in text), default=0)

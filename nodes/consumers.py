@@ -85,8 +85,8 @@ class LogConsumer(StreamConsumer):
 
     async def _first(self) -> int:
         """The byte to begin at: the one asked for, or near the end of a long log."""
-        asked = parse_qs(self.scope["query_string"].decode()).get("after", [""])[0]
-        if asked.isdigit():
+        asked = parse_qs(self.scope["query_string"].decode("latin-1")).get("after", [""])[0]
+        if asked.isdecimal() and len(asked) <= 15:
             return int(asked)
         end = await asyncio.to_thread(streams.end, streams.log_key(self.job.pk)) or self.job.log_size or 0
         first = max(0, end - RECENT_BYTES)

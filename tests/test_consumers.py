@@ -90,6 +90,13 @@ async def test_a_reload_goes_on_after_the_last_byte_that_was_drawn(job: Job, coo
         assert await received(opened, 6, first=4) == b"456789"
 
 
+@pytest.mark.parametrize("asked", ["%C2%B2", "9" * 16, "9" * 5000, "-1", "\xff"])
+async def test_an_offset_that_is_none_is_as_if_none_was_given(asked: str, job: Job, cookie: str) -> None:
+    await asyncio.to_thread(append, job, 0, b"0123456789")
+    async with socket(f"/ws/log/{job.pk}?after={asked}", cookie) as opened:
+        assert await received(opened, 10) == b"0123456789"
+
+
 async def test_the_end_is_told_once_all_was_sent(job: Job, cookie: str) -> None:
     await asyncio.to_thread(append, job, 0, b"last words\n")
     async with socket(f"/ws/log/{job.pk}", cookie) as opened:
