@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,13 @@ def engine(tmp_path: Path) -> StandInEngine:
 @pytest.fixture(autouse=True)
 def own_ports(settings: Settings) -> None:
     settings.PORT_BASE = 40000 + os.getpid() % 40 * 500
+
+
+@pytest.fixture(autouse=True)
+def few_pythons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The probe asks every Python it finds who it is; a developer's machine may have a dozen."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{sys.base_prefix}/bin:/usr/bin:/bin")
 
 
 @pytest.fixture
