@@ -50,9 +50,8 @@ async def test_what_is_announced_too_large_never_reaches_django(http: httpx.Asyn
 
 
 async def test_what_comes_in_pieces_is_counted(http: httpx.AsyncClient, spooled: list[int]) -> None:
-    answer = await http.post("/sign-in/", content=pieces(30), headers={"Accept-Language": "zh-CN"})
+    answer = await http.post("/sign-in/", content=pieces(30))
     assert answer.status_code == 413
-    assert "9 MB" in answer.text and "larger" not in answer.text
     assert sum(spooled) <= MOST_SENT
 
 
