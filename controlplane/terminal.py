@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-_BAR = 20  # characters
+_BAR, _LEAST_BAR = 20, 4  # characters
 _COLUMN = 52  # where the times begin
 
 
@@ -56,7 +56,7 @@ class Terminal:
         """What goes on now; call it as often as there is news."""
         text = f"  · {title}" + (f": {detail}" if detail else "")
         if self._live:
-            text += (f"  {_bar(percent)}" if percent else "") + (f"  {seconds:.0f} s" if seconds else "")
+            text = _line(text, percent, seconds, shutil.get_terminal_size().columns - 1)
         with self._lock:
             if text != self._shown:
                 self._draw(text)
@@ -70,8 +70,7 @@ class Terminal:
 
     def _draw(self, text: str) -> None:
         if self._live:
-            columns = shutil.get_terminal_size().columns
-            self._write(text if len(text) < columns else text[: columns - 2] + "…")
+            self._write(text)
         else:
             self._write(f"{text}\n")
         self._shown = text
@@ -86,9 +85,27 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
-def _bar(percent: int) -> str:
-    filled = round(_BAR * min(percent, 100) / 100)
-    return f"{'━' * filled}{'╌' * (_BAR - filled)} {percent} %"
+def _line(text: str, percent: int, seconds: float, columns: int) -> str:
+    """One line of at most ``columns``: the bar is shortened first, then the text; percent and seconds stay."""
+    figures = (f"  {percent} %" if percent else "") + (f"  {seconds:.0f} s" if seconds else "")
+    room = columns - _width(figures)
+    bar = _bar(percent, min(_BAR, room - _width(text) - 2)) if percent else ""
+    return f"{_cut(text, room)}{bar}{figures}"
+
+
+def _cut(text: str, columns: int) -> str:
+    if _width(text) <= columns:
+        return text
+    while text and _width(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _bar(percent: int, length: int) -> str:
+    if length < _LEAST_BAR:
+        return ""
+    filled = round(length * min(percent, 100) / 100)
+    return f"  {'━' * filled}{'╌' * (length - filled)}"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.05) -> bool:

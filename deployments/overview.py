@@ -12,14 +12,14 @@ from controlplane.roles import ADMIN, SignedIn, role_required
 from controlplane.views import go
 from deployments import rollout
 from deployments.models import Deployment
-from deployments.states import SERVING
+from deployments.states import SERVING, DeploymentState
 from nodes.models import Node, Run
 from nodes.pages import stories
 from nodes.states import NodeState
 
 
 class Host(NamedTuple):
-    """A node and the deployments that answer from it."""
+    """A node and the deployments that use its memory."""
 
     node: Node
     serves: list[Deployment]
@@ -29,9 +29,10 @@ class Host(NamedTuple):
 def overview(request: HttpRequest) -> HttpResponse:
     nodes = list(Node.objects.all())
     deployments = list(Deployment.objects.select_related("cluster__head"))
+    at_work = [one for one in deployments if one.state in SERVING or one.state == DeploymentState.ROLLING_OUT]
     page = {
         "nodes": nodes,
-        "fleet": [Host(node, [d for d in deployments if d.cluster.head_id == node.pk]) for node in nodes],
+        "fleet": [Host(node, [d for d in at_work if d.cluster.head_id == node.pk]) for node in nodes],
         "deployments": deployments,
         "stories": stories(Run.objects.all(), limit=8),
         "ready_nodes": sum(node.state == NodeState.READY for node in nodes),

@@ -44,7 +44,7 @@ def new(request: SignedIn) -> HttpResponse:
             return redirect(_create(request, form))
         except Problem as problem:
             form.problem = problem
-    page = {"form": form, "nodes": form.fields["node"].queryset}  # type: ignore[attr-defined]
+    page = {"form": form, "nodes": form.fields["node"].queryset, "any_node": Node.objects.exists()}  # type: ignore[attr-defined]
     return render(request, "deployments/new.html", page, status=409 if form.is_bound else 200)
 
 

@@ -25,7 +25,10 @@ class NodeForm(DeckForm):
     """Where the server is and how to sign in to it. `login` gives the answer once the form is valid."""
 
     name = forms.CharField(
-        label=_("Name"), max_length=63, help_text=_("Shown everywhere in Quarterdeck, for example te1.")
+        label=_("Name"),
+        max_length=63,
+        widget=forms.TextInput(attrs={"placeholder": "gpu-1"}),
+        help_text=_("Shown everywhere in Quarterdeck."),
     )
     address = forms.CharField(label=_("Address"), max_length=255, help_text=_("Host name or IP address."))
     port = forms.IntegerField(
@@ -39,7 +42,7 @@ class NodeForm(DeckForm):
             "invalid": _("A port is a number from 1 to 65535."),
         },
     )
-    user = forms.CharField(label=_("User"), max_length=64, initial="root")
+    user = forms.CharField(label=_("User"), max_length=64)
     method = forms.ChoiceField(
         label=_("Sign in with"),
         choices=[("password", _("Password")), ("key", _("Private key"))],

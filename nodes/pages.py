@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from django.apps import apps
 from django.db.models import QuerySet
@@ -74,26 +75,43 @@ class Source:
 
     job: Job
     title: Text
+    as_asked: bool = False  # a service that ended because somebody stopped it: its exit status says nothing
 
 
-def sources(told: Iterable[Story], server: Job | None = None) -> list[Source]:
-    """The logs of these runs, the one to look at first in front: what runs now, what failed, the newest."""
-    found = {
-        line.step.job.pk: Source(line.step.job, f"{line.title} · {line.step.node} · #{story.run.pk}")
+def sources(told: Sequence[Story], server: Job | None = None) -> list[Source]:
+    """The logs of these runs, in front what to look at first: what runs now, what failed, the server, the newest."""
+    titles: dict[Job, Text] = {
+        line.step.job: f"{line.title} · {line.step.node} · #{story.run.pk}"
         for story in told
         for line in reversed(story.lines)
         if line.step.job is not None
     }
     if server is not None:
-        found.setdefault(server.pk, Source(server, f"{server.name} · {server.node}"))
-    return sorted(found.values(), key=_interest)
+        titles.setdefault(server, f"{server.name} · {server.node}")
+    stopped = _stopped([job for job in titles if job.service and job.ended_at])
+    found = [Source(job, title, job.pk in stopped) for job, title in titles.items()]
+    return sorted(found, key=lambda source: _interest(source, server))
 
 
-def _interest(source: Source) -> tuple[int, float]:
+def _stopped(services: Sequence[Job]) -> set[UUID]:
+    """Those that ended while a run that stops services went on at their node."""
+    if not services:
+        return set()
+    runs_there = Run.objects.filter(story="stop", steps__node__in={job.node_id for job in services})
+    times = list(runs_there.values_list("steps__node", "created_at", "finished_at").distinct())
+    return {
+        job.pk
+        for job in services
+        for node, begun, over in times
+        if job.ended_at and node == job.node_id and begun <= job.ended_at and (over is None or job.ended_at <= over)
+    }
+
+
+def _interest(source: Source, server: Job | None) -> tuple[int, float]:
     job = source.job
     busy = job.state in ("starting", "running")
-    bad = bool(job.exit_status) or job.state == "lost"
-    order = 0 if busy and not job.service else 1 if bad else 2 if busy else 3
+    bad = (bool(job.exit_status) or job.state == "lost") and not source.as_asked
+    order = 0 if busy and not job.service else 1 if bad else 2 if busy or job == server else 3
     return order, -job.created_at.timestamp()
 
 

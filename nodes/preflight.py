@@ -278,19 +278,27 @@ def _leftovers(facts: Facts) -> Iterator[Finding]:
 
 def _hostname(facts: Facts) -> Iterator[Finding]:
     names = {"name": facts.hostname, "address": facts.hostname_address}
-    next_step = _("Give the name the node's own address in /etc/hosts.")
     if facts.hostname_address.startswith("127."):
-        yield _warns(
-            _(
-                "The node's own name, %(name)s, resolves to %(address)s. Workers on other nodes would be "
-                "sent there."
-            )
-            % names,
-            next_step,
-            command("getent", "ahostsv4", facts.hostname).sh(),
+        what = _(
+            "The node's own name, %(name)s, resolves to %(address)s. Workers on other nodes would be "
+            "sent there."
         )
     elif not facts.hostname_address and "resolution" not in facts.errors:
-        yield _warns(_("The node's own name, %(name)s, does not resolve to any address.") % names, next_step)
+        what = _("The node's own name, %(name)s, does not resolve to any address.")
+    else:
+        return
+    next_step = _(
+        "This matters once the node shares a cluster with others. Then give the name the node's own address: "
+        "a line like this, above the others in /etc/hosts."
+    )
+    own = _own_address(facts)
+    yield _warns(what % names, next_step, command(own, facts.hostname).sh() if own else "")
+
+
+def _own_address(facts: Facts) -> str:
+    """One that other nodes may know it by, IPv4 where it has both; empty where none was seen."""
+    own = [one.address for one in facts.interfaces if not one.address.startswith("127.")]
+    return min(own, key=lambda address: ":" in address, default="")
 
 
 def _clock(facts: Facts) -> Iterator[Finding]:

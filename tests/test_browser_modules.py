@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Page, Route, expect, sync_playwright
 
 from controlplane.middleware import CONTENT_SECURITY_POLICY
+from controlplane.templatetags import deck
 from tests.conftest import chromium
 
 pytestmark = pytest.mark.browser
@@ -35,6 +36,18 @@ RENDER = """async (text) => {
   const box = document.createElement("div");
   render(box, text);
   return box.innerHTML;
+}"""
+DURATION = """async ([words, seconds]) => {
+  const { duration } = await import("/static/js/times.js");
+  return seconds.map((one) => duration(one, words));
+}"""
+COUNT = """async (words) => {
+  const told = Object.assign(document.createElement("template"), { id: "lengths" });
+  Object.assign(told.dataset, words);
+  const time = Object.assign(document.createElement("time"), { textContent: "58 s" });
+  time.dataset.ago = "58";
+  document.body.append(told, time);
+  await import("/static/js/times.js?counting");
 }"""
 DRAW = """async (lines) => {
   const { LogView } = await import("/static/js/logview.js");
@@ -150,3 +163,14 @@ def test_the_pages_policy_stops_inline_script(page: Page) -> None:
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')")
     page.wait_for_function("document.images[document.images.length - 1].complete")
     assert page.evaluate("window.ran") is None
+
+
+def test_a_time_is_written_as_the_server_writes_it(page: Page) -> None:
+    seconds = [0, 59, 60, 80, 3599, 3600, 86399, 86400, 190000]
+    words = {unit: str(text) for unit, text in deck._LENGTHS.items()}
+    assert page.evaluate(DURATION, [words, seconds]) == [deck.duration(one) for one in seconds]
+
+
+def test_a_time_that_goes_on_is_counted_on(page: Page) -> None:
+    page.evaluate(COUNT, {unit: str(text) for unit, text in deck._LENGTHS.items()})
+    expect(page.locator("time")).to_have_text("1 min 0 s", timeout=10_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from deployments.gateway import keys as gateway_keys
 from deployments.models import ApiKey, Deployment
 from nodes import logs, registration, views
 from nodes.models import Cluster, Job, Node, Run, Step
+from nodes.pages import Source, sources, stories
 from nodes.remote.ssh import HostKey
 
 pytestmark = pytest.mark.django_db
@@ -440,13 +441,58 @@ def test_the_playground_prefers_a_deployment_that_answers(admin: Client, deploym
     assert "a-draft does not answer now: draft." in page
 
 
+def served(node: Node, ended: datetime | None, **job: Any) -> list[Source]:
+    """What the log viewer offers after a rollout whose server ended then."""
+    run = Run.objects.create(story="rollout", about="deployment:1", state="done")
+    server = Job.objects.create(node=node, name="vllm", service=True, exit_status=1, ended_at=ended, **job)
+    for stage, (kind, its) in enumerate([("model", Job.objects.create(node=node, name="model", state="exited")),
+                                         ("serve", server)]):
+        Step.objects.create(run=run, stage=stage, kind=kind, node=node, job=its, state="done")
+    return sources(stories(Run.objects.filter(pk=run.pk)), server)
+
+
+def stopped(node: Node) -> Run:
+    """A run that stopped a server there; it took a minute."""
+    over = timezone.now() + timedelta(minutes=1)
+    stop = Run.objects.create(story="stop", about="deployment:1", state="done", finished_at=over)
+    Step.objects.create(run=stop, stage=0, kind="stop-server", node=node, state="done")
+    return stop
+
+
+def test_a_server_that_was_stopped_ended_as_asked_and_its_log_comes_first(node: Node) -> None:
+    stop = stopped(node)
+    first, model = served(node, stop.created_at, state="exited")
+    assert (first.job.name, first.as_asked) == ("vllm", True)
+    assert not model.as_asked
+
+
+def test_a_server_that_ended_by_itself_did_not_end_as_asked(node: Node) -> None:
+    stop = stopped(node)
+    assert [one.as_asked for one in served(node, stop.created_at - timedelta(seconds=1), state="exited")] == [False] * 2
+
+
+@pytest.mark.parametrize(("state", "shown"), [("ready", 1), ("degraded", 1), ("rolling_out", 1), ("stopped", 0)])
+def test_only_what_uses_the_memory_stands_on_a_tile(
+    state: str, shown: int, admin: Client, deployment: Deployment
+) -> None:
+    Deployment.objects.update(state=state)
+    tile = text_of(admin.get("/")).partition("tile-top")[2].partition("</article>")[0]
+    assert tile.count(deployment.name + "</a>") == shown
+
+
+def test_with_nothing_registered_an_admin_is_offered_the_demo_where_a_model_is_missing(admin: Client) -> None:
+    for name in ("playground", "deployment-new"):
+        assert reverse("try-demo") in text_of(admin.get(reverse(name)))
+        assert reverse("try-demo") not in text_of(signed_in(f"operator-{name}").get(reverse(name)))
+
+
 def test_a_key_is_shown_once(admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def create(owner: User, name: str, expires_at: datetime | None = None) -> tuple[ApiKey, str]:
         return ApiKey.objects.create(owner=owner, name=name, prefix="qd-abc", digest="d"), "qd-abc-secret"
 
     monkeypatch.setattr(gateway_keys, "create", create)
     response = admin.post(reverse("keys"), {"name": "batch"})
-    assert "qd-abc-secret" in text_of(response)
+    assert "export QUARTERDECK_KEY=qd-abc-secret" in text_of(response)
     assert response["Cache-Control"] == "no-store"
     assert "qd-abc-secret" not in text_of(admin.get(reverse("keys")))
 

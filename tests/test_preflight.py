@@ -55,6 +55,8 @@ def test_the_real_node_is_warned_about_its_name_and_the_program_on_its_gpu() -> 
     assert name.what == (
         "The node's own name, vm, resolves to 127.0.0.1. Workers on other nodes would be sent there."
     )
+    assert "once the node shares a cluster with others" in name.next_step
+    assert name.command == "192.0.2.2 vm"  # a line for /etc/hosts
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_commands_fit_the_system() -> None:
 
 def test_a_name_from_the_node_is_quoted_in_the_command() -> None:
     finding = only(changed(CPU, hostname="te1; reboot", hostname_address="127.0.1.1"))
-    assert finding.command == "getent ahostsv4 'te1; reboot'"
+    assert finding.command == "192.0.2.2 'te1; reboot'"
 
 
 def test_a_percent_sign_from_the_node_stays_what_it_is() -> None:

@@ -415,6 +415,16 @@ def test_a_ray_that_runs_is_summed_up_in_a_line(node: Site, tmp_path: Path) -> N
     assert last_line(done) == "1 node, in use: 1.0/1.0 GPU, 0.0/2.0 CPU"
 
 
+def test_the_gpu_that_ray_is_told_of_where_there_is_none_is_not_shown(node: Site, tmp_path: Path) -> None:
+    packages = tmp_path / "env/lib/python3.11/site-packages"
+    packages.mkdir(parents=True)
+    (packages / next(name for name in python_env.additions("cpu") if name.endswith(".py"))).touch()
+    (tmp_path / "env/bin/ray").write_text(f"#!/bin/sh\ncat <<'END'\n{STATUS}\nEND\n")
+    with socket.create_server(("127.0.0.2", 0)) as listening:
+        done = ask_status(node, listening.getsockname()[1])
+    assert last_line(done) == "1 node, in use: 0.0/2.0 CPU"
+
+
 def test_a_ray_that_has_no_node_yet_does_not_count(node: Site, tmp_path: Path) -> None:
     (tmp_path / "env/bin/ray").write_text("#!/bin/sh\necho 'No cluster status. It may take a few seconds'\n")
     with socket.create_server(("127.0.0.2", 0)) as listening:

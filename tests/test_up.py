@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import User
 
-from controlplane import embedded
+from controlplane import embedded, terminal
 from controlplane.embedded import Refused
 from controlplane.terminal import Terminal, wait_until
 from tests.test_processes import alive
@@ -268,6 +268,16 @@ def test_a_log_file_gets_one_line_a_step_and_one_for_each_news() -> None:
         "  · Start vLLM: Warming up",
         f"  ✓ {'Start vLLM':<52} {41.3:7.1f} s",
     ]
+
+
+@pytest.mark.parametrize(("columns", "shown"), [
+    (80, "  · Start vLLM: Loading the weights  ━━━━━╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌  25 %  100 s"),
+    (60, "  · Start vLLM: Loading the weights  ━━╌╌╌╌╌╌╌  25 %  100 s"),
+    (40, "  · Start vLLM: Loading t…  25 %  100 s"),
+])
+def test_a_narrow_terminal_still_shows_percent_and_seconds(columns: int, shown: str) -> None:
+    assert terminal._line("  · Start vLLM: Loading the weights", 25, 100.0, columns - 1) == shown
+    assert len(shown) < columns
 
 
 # --- bin/setup --------------------------------------------------------------------------

@@ -11,10 +11,9 @@ from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.functional import Promise
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
-from django.utils.translation import pgettext_lazy
+from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from controlplane.roles import ADMIN, OPERATOR, VIEWER, has_role, role_of
 
@@ -59,6 +58,13 @@ ROLE_NAMES = {
     VIEWER: pgettext_lazy("role", "viewer"),
     OPERATOR: pgettext_lazy("role", "operator"),
     ADMIN: pgettext_lazy("role", "admin"),
+}
+#: A length of time in its two largest units; static/js/times.js counts on in the same words.
+_LENGTHS = {
+    "days": gettext_lazy("%(d)d d %(h)d h"),
+    "hours": gettext_lazy("%(h)d h %(m)d min"),
+    "minutes": gettext_lazy("%(m)d min %(s)d s"),
+    "seconds": gettext_lazy("%(s)d s"),
 }
 _TURNING = frozenset({"preparing", "rolling", "stopping"})
 
@@ -125,19 +131,25 @@ def duration(value: timedelta | float | None) -> str:
         return ""
     seconds = max(0, round(value.total_seconds() if isinstance(value, timedelta) else value))
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return _("%(d)d d %(h)d h") % {"d": days, "h": hours % 24}
-    if hours:
-        return _("%(h)d h %(m)d min") % {"h": hours, "m": minutes % 60}
-    if minutes:
-        return _("%(m)d min %(s)d s") % {"m": minutes, "s": seconds % 60}
-    return _("%(s)d s") % {"s": seconds}
+    unit = "days" if days else "hours" if hours else "minutes" if minutes else "seconds"
+    return str(_LENGTHS[unit] % {"d": days, "h": hours % 24, "m": minutes % 60, "s": seconds % 60})
+
+
+@register.simple_tag
+def lengths() -> SafeString:
+    """The words of `duration` as data attributes, for the browser to count on."""
+    return format_html_join("", ' data-{}="{}"', _LENGTHS.items())
 
 
 @register.filter
 def since(moment: datetime | None) -> str:
-    """How long ago a moment was, as `duration` says it."""
-    return "" if moment is None else duration(timezone.now() - moment)
+    """How long ago a moment was, as `duration` says it; the browser counts on, each second."""
+    if moment is None:
+        return ""
+    ago = timezone.now() - moment
+    # Seconds, not only the moment: the browser's clock may differ from the server's.
+    seconds = max(0, round(ago.total_seconds()))
+    return format_html('<time datetime="{}" data-ago="{}">{}</time>', moment.isoformat(), seconds, duration(ago))
 
 
 @register.filter
@@ -147,7 +159,7 @@ def took(thing: Any) -> str:
     if begun is None or str(thing.state) in ("waiting", "skipped"):
         return ""
     ended = getattr(thing, "finished_at", None) or getattr(thing, "ended_at", None)
-    return duration((ended or timezone.now()) - begun)
+    return duration(ended - begun) if ended else since(begun)
 
 
 @register.filter

@@ -12,6 +12,7 @@ from controlplane.roles import SignedIn
 from deployments.gateway.keys import session_token
 from deployments.models import Deployment
 from deployments.states import SERVING
+from nodes.models import Node
 
 MOST_COLUMNS = 4
 
@@ -43,6 +44,7 @@ def playground(request: SignedIn) -> HttpResponse:
         "columns": columns,
         "next": next((one for one in found if one.pk not in shown), None) if len(columns) < MOST_COLUMNS else None,
         "serving": SERVING,
+        "any_node": Node.objects.exists(),
         "token": session_token(request.user),
         "base_url": request.build_absolute_uri("/v1"),
     }

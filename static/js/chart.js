@@ -1,4 +1,4 @@
-// Charts of the last hour. A gap in the samples is a gap in the line; colours come from the stylesheet.
+// A chart of the last hour. A gap in the samples is a gap in the line; colours come from the stylesheet.
 
 import { colour } from "./colour.js";
 import { follow, metric } from "./samples.js";
@@ -24,12 +24,16 @@ function columns(samples, value) {
   return [times, values];
 }
 
-class Chart {
+/** GiB as the server writes them (the filter `gib`). */
+const size = (gib) => gib.toFixed(gib >= 99.95 ? 0 : 1);
+
+export class Chart {
   constructor(figure) {
     this.figure = figure;
     this.metric = metric(figure.dataset.metric);
     this.plot = figure.querySelector("[data-plot]");
     this.now = figure.querySelector("[data-now]");
+    this.unit = figure.querySelector("[data-of]");
     this.top = Number(figure.dataset.top) || 100;
     this.data = [[], []];
     this.build();
@@ -70,10 +74,14 @@ class Chart {
   }
 
   update(samples) {
-    this.top = this.metric.top(samples.at(-1)) || this.top;
+    if (!this.figure.isConnected) return false;
+    const top = this.metric.top(samples.at(-1));
+    this.top = top || this.top;
+    if (top && this.unit.dataset.of) this.unit.textContent = this.unit.dataset.of.replace("{total}", size(top));
     this.data = columns(samples, this.metric.value);
     this.u.setData(this.data);
     this.tell();
+    return true;
   }
 
   /** The number above the chart: the value under the pointer, else the last one. */
@@ -83,8 +91,3 @@ class Chart {
     this.now.textContent = value == null ? "–" : value.toFixed(this.metric.digits);
   }
 }
-
-const charts = [...document.querySelectorAll("[data-chart]")].map((figure) => new Chart(figure));
-const recolour = () => charts.forEach((chart) => chart.build());
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-document.addEventListener("deck:theme", recolour);

@@ -54,8 +54,13 @@ export function tell() {
   }
   const hint = document.querySelector("[data-sent-to]");
   const names = new Intl.ListFormat(document.documentElement.lang).format(all.map((column) => column.name));
-  hint.textContent = (all.length > 1 ? hint.dataset.many : hint.dataset.one).replace(/\{names?\}/, names);
+  const { one, many, none } = hint.dataset;
+  hint.textContent = (!answering() ? none : all.length > 1 ? many : one).replace(/\{names?\}/, names);
+  for (const button of document.querySelectorAll("[data-send], [data-sample]")) button.disabled = !answering();
 }
+
+/** Whether any of them can answer now. */
+export const answering = () => columns().some((column) => column.serves);
 
 const names = () => columns().map((column) => column.name);
 

@@ -48,7 +48,9 @@ if (mark) {
 
 // What the reader had unfolded stays unfolded when its part of the page is drawn anew.
 let unfolded = new Map();
-document.addEventListener("htmx:oobBeforeSwap", ({ target }) => {
+document.addEventListener("htmx:oobBeforeSwap", ({ target, detail }) => {
+  const shape = detail.fragment.querySelector("[data-shape]")?.dataset.shape;
+  if (shape && target.dataset.shape === shape) detail.shouldSwap = false; // charts live on by their samples
   for (const fold of target.querySelectorAll("details[data-keep]")) unfolded.set(fold.dataset.keep, fold.open);
 });
 document.addEventListener("htmx:oobAfterSwap", () => {

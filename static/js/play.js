@@ -1,7 +1,7 @@
 // The playground: the composer, and what the page's buttons do.
 
 import { Chat } from "./chat.js";
-import { address, columns, modeOf, tell } from "./columns.js";
+import { address, answering, columns, modeOf, tell } from "./columns.js";
 import { choose } from "./conversations.js";
 import { preview } from "./panel.js";
 import { Pictures } from "./pictures.js";
@@ -48,7 +48,7 @@ function write(text) {
 
 function send() {
   const prompt = { text: message.value.trim(), images: pictures.urls };
-  if ((!prompt.text && !prompt.images.length) || chat.running.size || !usable()) return;
+  if ((!prompt.text && !prompt.images.length) || chat.running.size || !answering() || !usable()) return;
   const instead = editing;
   edit(null);
   say(instead ? form.dataset.branched : "");
@@ -61,7 +61,7 @@ function open(id) {
 }
 
 function begin() {
-  chat.clear();
+  chat.clear(), tell(); // the samples are back
   address({ conversation: null });
   edit(null);
 }

@@ -31,6 +31,7 @@ class Tail {
     const offered = [...select.options].map((option) => option.value);
     if (offered.includes(this.chosen)) select.value = this.chosen;
     if (select.value) this.show(select.value);
+    this.conclude(); // that it was asked to end may only now be known
   }
 
   show(job) {
@@ -38,6 +39,7 @@ class Tail {
     this.socket?.stop();
     this.job = job;
     this.lines = new Lines();
+    this.ended = null;
     this.heard = false; // a first request is answered with the end of a long log
     this.view.clear(`/jobs/${job}/log`);
     this.view.say(this.text.waiting);
@@ -70,10 +72,17 @@ class Tail {
     }
     if (news.ended) {
       this.socket.stop();
-      const { state, status } = news.ended;
-      const ended = state === "lost" ? this.text.gone : this.text.ended.replace("{status}", status);
-      this.view.say(ended);
+      this.ended = news.ended;
+      this.conclude();
     }
+  }
+
+  conclude() {
+    if (!this.ended) return;
+    const { state, status } = this.ended;
+    const asked = this.select().selectedOptions[0]?.dataset.asAsked !== undefined;
+    const ended = state === "lost" ? this.text.gone : this.text.ended.replace("{status}", status);
+    this.view.say(asked ? this.text.asAsked : ended);
   }
 }
 

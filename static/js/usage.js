@@ -19,11 +19,20 @@ function tell(figure, series, at) {
   put("day", at == null ? "" : day.format(new Date(`${series.days[at]}T00:00Z`)));
 }
 
+/** Every so many days have their date below them, counted from the last, which always has. */
+const marked = (days, step) => days.filter((one, at) => (days.length - 1 - at) % step === 0);
+
 function options(figure, series, size) {
   const [ink, grid, surface] = [colour("--ink-3"), colour("--line"), colour("--surface")];
   const axis = { stroke: ink, font: `11px ${getComputedStyle(document.body).fontFamily}`, ticks: { show: false } };
-  const bars = window.uPlot.paths.bars({ size: [0.7, 40] });
-  const bar = (name) => ({ fill: colour(name), stroke: surface, width: 1, paths: bars, points: { show: false } });
+  // The gap between the parts is a stroke, which would be all there is of a bar too small to be seen.
+  const seen = (u, value) => u.valToPos(0, "y") - u.valToPos(value ?? 0, "y") > 2;
+  const each = (values) => ({ unit: 3, values: (u, at) => u.data[at].map((value) => values(u, value)) });
+  const bar = (name) => {
+    const [fill, stroke] = [each(() => colour(name)), each((u, value) => (seen(u, value) ? surface : null))];
+    const paths = window.uPlot.paths.bars({ size: [0.7, 40], disp: { fill, stroke } });
+    return { fill: colour(name), stroke: surface, width: 1, paths, points: { show: false } };
+  };
   return {
     ...size,
     legend: { show: false },
@@ -34,7 +43,8 @@ function options(figure, series, size) {
       y: { range: (u, from, to) => [0, Math.max(10, to * 1.05)] },
     },
     axes: [
-      { ...axis, size: 24, space: 60, incrs: [DAY, 2 * DAY, 5 * DAY, 7 * DAY, 14 * DAY, 30 * DAY, 60 * DAY], grid: { show: false },
+      { ...axis, size: 24, space: 60, incrs: [1, 2, 5, 7, 14, 30, 60].map((days) => days * DAY), grid: { show: false },
+        splits: (u, at, from, to, step) => marked(u.data[0], step / DAY),
         values: (u, marks) => marks.map((mark) => day.format(new Date(mark * 1000))) },
       { ...axis, size: 48, grid: { stroke: grid, width: 1 }, values: (u, marks) => marks.map((mark) => short.format(mark)) },
     ],
