@@ -52,7 +52,8 @@ def test_a_form_without_a_model_is_told_so(form: bytes) -> None:
 ])
 def test_no_form_takes_longer_than_a_moment(piece: bytes) -> None:
     hostile = piece * (2 * MEGABYTE // len(piece))
-    began = time.process_time()
-    with pytest.raises(ApiError):
-        understand(b"------edge7\r\n" + hostile + b"\r\n" + END, TYPE)
-    assert time.process_time() - began < 0.2
+    for form in (hostile, b"------edge7\r\n" + hostile + b"\r\n" + END):
+        began = time.process_time()
+        with pytest.raises(ApiError):
+            understand(form, TYPE)
+        assert time.process_time() - began < 0.2
