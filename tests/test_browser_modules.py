@@ -9,15 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
-from playwright.sync_api import Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from controlplane.middleware import CONTENT_SECURITY_POLICY
 from controlplane.templatetags import deck
-from tests.conftest import chromium
 
 pytestmark = pytest.mark.browser
 SITE = "http://deck.test"
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 LINES = """async (pieces) => {
   const { Lines } = await import("/static/js/lines.js");
   const lines = new Lines();
@@ -75,13 +73,11 @@ def serve(route: Route) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser_page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
-        page = browser.new_page()
-        page.route("**/*", serve)
-        yield page
-        browser.close()
+def browser_page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page()
+    page.route("**/*", serve)
+    yield page
+    page.close()
 
 
 @pytest.fixture

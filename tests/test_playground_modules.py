@@ -12,10 +12,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from tests.conftest import chromium
-from tests.test_browser_modules import QUIET, RENDER, SITE, serve
+from tests.test_browser_modules import RENDER, SITE, serve
 
 pytestmark = pytest.mark.browser
 
@@ -69,13 +68,11 @@ STREAM = """async (events) => {
 
 
 @pytest.fixture(scope="module")
-def browser_page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
-        page = browser.new_page(bypass_csp=True)  # code that is shown is run here, to see what it does
-        page.route("**/*", serve)
-        yield page
-        browser.close()
+def browser_page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(bypass_csp=True)  # code that is shown is run here, to see what it does
+    page.route("**/*", serve)
+    yield page
+    page.close()
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInEngine]:
     end_jobs(made.root)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory, engine: StandInEngine) -> Iterator[Sshd]:
+    """A server of each test's own, on a port of its own: what one test registers is nothing to another."""
     folder = tmp_path_factory.mktemp("server")
     running = sshd_support.start(folder)
     (folder / "home" / ".quarterdeck").symlink_to(engine.root)
@@ -127,11 +128,12 @@ def test_a_changed_host_key_refuses_and_shows_both(page: Page, server: Sshd) -> 
     remove(page, "changed")
 
 
-def roll_out(page: Page, name: str, **fields: str) -> None:
+def roll_out(page: Page, name: str, node: str, **fields: str) -> None:
     page.goto("/deployments/new/")
     page.fill("[name=name]", name)
     if "path" in fields:
         page.get_by_text("Path on the node", exact=True).click()
+    page.select_option("[name=node]", label=node)
     for field, value in fields.items():
         page.fill(f"[name={field}]", value)
     page.get_by_role("button", name="Roll out").click()
@@ -140,22 +142,21 @@ def roll_out(page: Page, name: str, **fields: str) -> None:
 
 def test_a_model_path_that_does_not_exist_and_a_port_in_use(page: Page, server: Sshd) -> None:
     register(page, server, "lab")
-    roll_out(page, "gone", path="/data/models/none")
+    roll_out(page, "gone", "lab", path="/data/models/none")
     expect(page.locator("#head .state")).to_contain_text("failed", timeout=60_000)
     expect(page.locator("main")).to_contain_text("There is no /data/models/none on this server.")
     shot(page, "11-deployment-failed")
 
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        roll_out(page, "taken", port=str(port))
+        roll_out(page, "taken", "lab", port=str(port))
         expect(page.locator("#head .state")).to_contain_text("failed", timeout=60_000)
     expect(page.locator("main")).to_contain_text(f"Port {port} on lab is in use by another program.")
 
 
 def test_a_prompt_to_a_stopped_deployment(page: Page, server: Sshd, engine: StandInEngine) -> None:
-    if page.request.get("/nodes/lab/").status == 404:
-        register(page, server, "lab")
-    roll_out(page, "small")
+    register(page, server, "lab-to-stop")
+    roll_out(page, "small", node="lab-to-stop")
     expect(page.locator("#head .state")).to_contain_text("ready", timeout=90_000)
     page.goto("/playground/?model=small")
     page.fill("[name=message]", "hello")
@@ -166,7 +167,16 @@ def test_a_prompt_to_a_stopped_deployment(page: Page, server: Sshd, engine: Stan
         other.get_by_role("dialog").get_by_role("button", name="Stop").click()
     expect(other.locator("#head .state")).to_contain_text("stopped", timeout=60_000)
     other.close()
-    page.get_by_role("button", name="Send").click()
-    expect(page.locator("article.answer [data-error]").first).to_contain_text(
+    expect(page.locator("#columns")).to_contain_text("small does not answer now: stopped.")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    refused = page.request.post(
+        "/v1/chat/completions", headers={"Authorization": f"Bearer {token(page)}"},
+        data={"model": "small", "messages": [{"role": "user", "content": "hello"}]})
+    assert refused.status == 503
+    assert refused.json()["error"]["message"] == (
         "The model “small” is stopped. Start its deployment again on its page.")
     shot(page, "12-prompt-to-a-stopped-deployment")
+
+
+def token(page: Page) -> str:
+    return str(page.locator("#token").text_content()).strip('"')
