@@ -170,6 +170,7 @@ def test_an_own_package_index_is_in_no_argument_since_it_may_hold_a_password() -
     site = dataclasses.replace(SITE, pip_index="https://u:secret@index.invalid/simple")
     command = commanded(python_env.packages, CPU, site)
     assert command.env == {"PIP_INDEX_URL": site.pip_index}
+    assert "secret" not in job.shown(command)
     assert not any("secret" in word for word in command.argv)
     assert commanded(python_env.packages).env == {}
 

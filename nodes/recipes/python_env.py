@@ -19,6 +19,7 @@ from pathlib import Path
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
+from controlplane.secrets import Secret
 from nodes.facts import Facts
 from nodes.recipes import Satisfied, Site, asset, preset
 from nodes.remote.command import Command, script
@@ -73,7 +74,7 @@ def packages(facts: Facts, site: Site) -> Command | Satisfied:
     if _installed(facts):
         return Satisfied(wanted)
     torch_index = site.torch_cpu_index if facts.engine == "cpu" else ""
-    env = {"PIP_INDEX_URL": site.pip_index} if site.pip_index else {}
+    env = {"PIP_INDEX_URL": Secret(site.pip_index)} if site.pip_index else {}
     files = {
         "packages.py": asset("packages.py"),
         "lock.txt": preset(facts.engine),
