@@ -86,11 +86,6 @@ def read_log(host: Host, place: str, start_at: int, size: int) -> bytes:
     return ask(host, piece).stdout
 
 
-def remove(host: Host, place: str) -> None:
-    """Delete the job's directory."""
-    ask(host, script('rm -rf -- "$1"', place))
-
-
 def _tar(content: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
