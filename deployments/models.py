@@ -12,11 +12,14 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.kept import AcceptedFlags, Revision
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
 
-__all__ = ["ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Usage"]
+__all__ = [
+    "AcceptedFlags", "ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Revision", "Usage",
+]  # fmt: skip
 
 
 def make_key() -> str:
