@@ -12,11 +12,12 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.hub.models import HubAccess
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
 
-__all__ = ["ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Usage"]
+__all__ = ["ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Usage"]
 
 
 def make_key() -> str:
