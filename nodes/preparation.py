@@ -1,4 +1,8 @@
-"""How a node becomes ready: looked at, its environment made and filled, and proven. Check and prepare as stories."""
+"""How a node is made ready: looked at, prepared step by step, and what it then is. Stories of one node each.
+
+Which steps a node needs, and how its environment is made, a person chose once (`options`); what the facts already
+satisfy is skipped. Steps that are about several nodes are in `nodes.mesh`.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +48,9 @@ def prepare(node: Node, by: User | None) -> Run:
 def prepare_stages(node: Node) -> list[list[tuple[str, Node]]]:
     """The stages that make a node ready, for whatever run needs them."""
     return [[(kind, node)] for kind in ("facts", "environment", "packages", "verification", "facts")]
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
 
 
 def site(node: Node) -> Site:
