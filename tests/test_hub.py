@@ -10,11 +10,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
 
 from controlplane.problems import Problem
 from controlplane.secrets import NO_SECRET, Secret
 from deployments.hub.client import Access, config, file_url, listing
+from deployments.hub.models import HubAccess, access, default_endpoint
 from deployments.hub.source import Hub, HubModel, ModelFile, wanted
+from deployments.hub.views import presence
+from nodes.models import Node
 from nodes.recipes import Site, models
 from nodes.remote import job
 from nodes.remote.command import Command
@@ -275,3 +281,40 @@ def test_what_is_no_listing_is_not_read_as_one() -> None:
     for printed in ("", "welcome", json.dumps({"files": [[1]]})):
         with pytest.raises((ValueError, KeyError)):
             models.listing(printed or "x")
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db
+def test_an_admin_sets_a_mirror_and_a_token_that_is_never_shown(admin_client: Client) -> None:
+    page = {"hf-endpoint": "https://mirror.example.org/", "hf-token": "hf_secret"}
+    assert admin_client.post(reverse("model-hub", args=["hf"]), page).status_code == 302
+    assert access(Hub.HUGGING_FACE) == Access("https://mirror.example.org", Secret("hf_secret"))
+    text = admin_client.get(reverse("models")).content.decode()
+    assert "https://mirror.example.org" in text
+    assert "hf_secret" not in text
+    admin_client.post(reverse("model-hub", args=["hf"]), {"hf-endpoint": ""})
+    assert access(Hub.HUGGING_FACE) == Access(default_endpoint(Hub.HUGGING_FACE), Secret("hf_secret"))
+    admin_client.post(reverse("model-hub", args=["hf"]), {"hf-endpoint": "", "hf-forget": "on"})
+    assert access(Hub.HUGGING_FACE).token == ""
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "endpoint", ["mirror", "ftp://x", "https://", "https://me:pw@x", "https://x?y", "javascript:alert(1)"])
+def test_an_address_that_is_none_is_refused(admin_client: Client, endpoint: str) -> None:
+    answer = admin_client.post(reverse("model-hub", args=["hf"]), {"hf-endpoint": endpoint})
+    assert answer.status_code == 409
+    assert "Type an address such as" in answer.content.decode()
+    assert not HubAccess.objects.exists()
+
+
+@pytest.mark.django_db
+def test_the_page_says_which_node_has_which_model(admin_client: Client) -> None:
+    for name, models_there in (("te1", ["a", "b"]), ("te2", ["b"])):
+        Node.objects.create(
+            name=name, address=name, user="u", facts_at=timezone.now(), facts_json={"models": models_there})
+    found = presence(Node.objects.all())
+    assert [(name, [node.name for node in nodes]) for name, nodes in found] == [("a", ["te1"]), ("b", ["te1", "te2"])]
+    assert admin_client.get(reverse("models")).status_code == 200
