@@ -80,7 +80,7 @@ def _kept(key: str) -> dict[str, Any]:
 
 
 def _look(model: str, node: Node, mark: str) -> dict[str, Any]:
-    program = asset("model_files.py").decode()
+    program = asset("model_config.py").decode()
     result = ask(shared_host(node), python("python3", program, model, mark), timeout=_PATIENCE)
     try:
         answer = json.loads(result.text.strip().rpartition("\n")[2])

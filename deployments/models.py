@@ -12,14 +12,22 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+<<<<<<< HEAD
 from deployments.kept import AcceptedFlags, Revision
+=======
+from deployments.hub.models import HubAccess
+>>>>>>> main
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
 
+<<<<<<< HEAD
 __all__ = [
     "AcceptedFlags", "ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Revision", "Usage",
 ]  # fmt: skip
+=======
+__all__ = ["ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Usage"]
+>>>>>>> main
 
 
 def make_key() -> str:
