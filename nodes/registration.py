@@ -202,14 +202,14 @@ def prepare(node: Node, by: User | None) -> Run:
     return run
 
 
-def prepare_stages(node: Node) -> list[list[tuple[str, Node]]]:
+def prepare_stages(node: Node) -> list[list[runs.Planned]]:
     """The stages that make a node ready, for whatever run needs them."""
     return [[(kind, node)] for kind in ("facts", "environment", "packages", "verification", "facts")]
 
 
 def forget(node: Node, by: User | None) -> None:
     """Take the node out of Quarterdeck, and our key off it if it can be reached. Raises `Problem` while it is used."""
-    if node.heads.filter(deployments__isnull=False).exists():
+    if node.replicas.exists() or node.heads.filter(deployments__isnull=False).exists():
         raise Problem(
             _("%(node)s still has deployments.") % {"node": node.name}, _("Stop and delete them first."))
     if node.kind == Node.Kind.SSH:
