@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy
 from deployments.serving import replica_of
 from deployments.states import DeploymentState
 from deployments.steps import deployment_of
-from nodes import registration, runs
+from nodes import preparation, runs
 from nodes.hosts import shared_host
 from nodes.models import Job, Step
 from nodes.recipes import Satisfied, ray
@@ -44,7 +44,7 @@ def _ray_ended(step: Step) -> Done | Waiting:
     """As any job's end; then what Ray left in its temporary directory goes too."""
     ended = _ended(step, step.node.ray)
     if isinstance(ended, Done):
-        ask(shared_host(step.node), ray.clean_up(registration.site(step.node)))
+        ask(shared_host(step.node), ray.clean_up(preparation.site(step.node)))
     return ended
 
 

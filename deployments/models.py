@@ -14,11 +14,12 @@ from django.utils.translation import gettext_lazy
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.hub.models import HubAccess
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job, Node
 
-__all__ = ["ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Replica", "Usage"]
+__all__ = ["ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica", "Usage"]
 
 
 def make_key() -> str:

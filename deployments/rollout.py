@@ -21,7 +21,7 @@ from deployments import care, placing
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import SERVING, DeploymentState, ReplicaState
-from nodes import registration, runs
+from nodes import preparation, registration, runs
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
@@ -93,7 +93,7 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
     head = deployment.cluster.head
     hosts = list({replica.node_id: replica.node for replica in replicas}.values())
-    prepare = registration.prepare_stages(head)[:-1]  # "room" looks at the server once more
+    prepare = preparation.prepare_stages(head)[:-1]  # "room" looks at the server once more
     return [
         *prepare, [("model", node) for node in hosts], [("room", node) for node in hosts], [("ray", head)],
         *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),

@@ -17,7 +17,7 @@ from deployments.placing import FRESH
 from deployments.states import ReplicaState
 from deployments.steps import deployment_of
 from deployments.upstream import base_url, inner_address
-from nodes import logs, registration, runs
+from nodes import logs, preparation, runs
 from nodes.models import Job, Node, Step
 from nodes.recipes import models, ray
 from nodes.remote.command import Command
@@ -36,7 +36,7 @@ def replica_of(step: Step) -> Replica:
 
 def _serve(step: Step) -> Command:
     replica, node = replica_of(step), step.node
-    site, spec = registration.site(node), replica.spec
+    site, spec = preparation.site(node), replica.spec
     model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
     return commands.serve(
         site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),

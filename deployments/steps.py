@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy
 from controlplane.problems import Problem
 from deployments.models import Deployment, Replica
 from deployments.upstream import inner_address
-from nodes import registration, runs
+from nodes import preparation, runs
 from nodes.facts import Facts
 from nodes.hosts import shared_host
 from nodes.models import Job, Node, Step
@@ -35,7 +35,7 @@ def deployment_of(step: Step) -> Deployment:
 
 def _model(step: Step) -> Command | Satisfied:
     deployment = deployment_of(step)
-    facts, site = step.node.facts, registration.site(step.node)
+    facts, site = step.node.facts, preparation.site(step.node)
     if deployment.model == Deployment.DEMO:
         return models.demo_model(facts, site)
     return models.model_present(deployment.model)(facts, site)
@@ -43,7 +43,7 @@ def _model(step: Step) -> Command | Satisfied:
 
 def _room(step: Step) -> Done:
     """Ports and memory are looked at once more, so that a start that cannot succeed fails now."""
-    facts = registration.gather(step.node)
+    facts = preparation.gather(step.node)
     for replica in deployment_of(step).replicas.filter(node=step.node, state="waiting"):
         _check_port(replica, facts)
     plan = ray.port_plan(settings.PORT_BASE)
@@ -75,7 +75,7 @@ def _ray(step: Step) -> Command | Satisfied:
         return Satisfied(_("running already"))
     cluster = deployment_of(step).cluster
     return ray.start_head(
-        step.node.facts, registration.site(step.node), ray.port_plan(settings.PORT_BASE),
+        step.node.facts, preparation.site(step.node), ray.port_plan(settings.PORT_BASE),
         inner_address(step.node), cluster.ray_token)
 
 
@@ -85,7 +85,7 @@ def _attach_ray(step: Step, job: Job) -> None:
 
 def _ray_probe(step: Step) -> Done | Waiting:
     plan = ray.port_plan(settings.PORT_BASE)
-    status = ray.status(registration.site(step.node), plan, inner_address(step.node))
+    status = ray.status(preparation.site(step.node), plan, inner_address(step.node))
     result = shared_host(step.node).run(status, timeout=20)
     if result.status == 0:
         return Done(result.last_words())

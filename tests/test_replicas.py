@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.apps.registry import Apps
@@ -10,8 +11,8 @@ from django.core.management import call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
-BEFORE = [("deployments", "0002_conversations"), ("nodes", "0003_step_about")]
-AFTER = [("deployments", "0004_servers_are_replicas")]
+BEFORE = [("deployments", "0003_hub_access"), ("nodes", "0003_step_about")]
+AFTER = [("deployments", "0005_servers_are_replicas")]
 
 
 def migrated(targets: list[tuple[str, str]]) -> Apps:
@@ -34,7 +35,7 @@ def test_a_server_of_before_becomes_the_first_replica(before: Apps, was: str, be
     node = before.get_model("nodes", "Node").objects.create(name="te1", address="10.0.0.1")
     job = before.get_model("nodes", "Job").objects.create(node=node, name="serve")
     cluster = before.get_model("nodes", "Cluster").objects.create(name="te1", head=node)
-    deployments = before.get_model("deployments", "Deployment").objects
+    deployments: Any = before.get_model("deployments", "Deployment").objects
     deployments.create(
         name="qwen", model="/m", cluster=cluster, port=20700, state=was, server_id=job.pk, tunnel=True,
         options={"seed": 1}, measured={"kv_tokens": 9}, percent=40)  # fmt: skip

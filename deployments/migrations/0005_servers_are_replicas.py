@@ -4,7 +4,7 @@ from django.db import migrations
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0003_replicas'),
+        ('deployments', '0004_replicas'),
     ]
 
     operations = [

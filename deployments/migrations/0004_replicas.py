@@ -24,7 +24,7 @@ def one_replica_each(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0002_conversations'),
+        ('deployments', '0003_hub_access'),
         ('nodes', '0003_step_about'),
     ]
 
