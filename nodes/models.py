@@ -164,6 +164,7 @@ class Step(Lifecycle):
     stage = models.PositiveSmallIntegerField()
     kind = models.CharField(max_length=40)
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="steps")
+    about = models.CharField(max_length=80, blank=True)  # what it is about beside its run: "replica:3"
     job = models.OneToOneField("Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="step")
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)

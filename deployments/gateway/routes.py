@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 
 from controlplane import streams
 from controlplane.secrets import Secret
+from deployments import models
 from deployments.gateway.client import Origin
 from deployments.gateway.errors import ApiError, Text
 from deployments.models import Deployment
@@ -80,17 +81,18 @@ def load(known: Routes) -> dict[str, Route]:
     servers = (replica for route in known.values() for replica in route.replicas)
     kept = {(server.origin, server.api_key): server for server in servers}
     routes = {}
-    for deployment in Deployment.objects.select_related("cluster__head"):
-        fresh = [_replica(deployment)] if deployment.state in SERVING else []
+    for deployment in Deployment.objects.prefetch_related("replicas__node"):
+        in_service = [one for one in deployment.replicas.all() if one.in_service and deployment.state in SERVING]
+        fresh = [_replica(one, deployment.api_key) for one in in_service]
         replicas = tuple(kept.get((one.origin, one.api_key), one) for one in fresh)
         created = int(deployment.created_at.timestamp())
         routes[deployment.name] = Route(deployment.name, deployment.state, created, replicas)
     return routes
 
 
-def _replica(deployment: Deployment) -> Replica:
-    address = urlsplit(base_url(deployment))
-    return Replica(Origin(address.hostname or "", address.port or 80), deployment.api_key)
+def _replica(server: models.Replica, api_key: Secret) -> Replica:
+    address = urlsplit(base_url(server))
+    return Replica(Origin(address.hostname or "", address.port or 80), api_key)
 
 
 def find(routes: Routes, name: str) -> Route:
