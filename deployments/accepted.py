@@ -11,7 +11,7 @@ from controlplane import streams
 from controlplane.problems import Problem
 from deployments.flags import PROGRAM, Accepted
 from deployments.kept import AcceptedFlags
-from nodes import registration, tasks
+from nodes import preparation, tasks
 from nodes.hosts import shared_host
 from nodes.models import Node
 from nodes.remote.command import python
@@ -43,7 +43,7 @@ def ask_flags(node_id: int) -> None:
         return
     fingerprint = node.facts.environment.lock
     with suppress(Problem, ValueError, KeyError, TypeError, AttributeError):
-        command = python(registration.site(node).interpreter, PROGRAM, env={"VLLM_NO_USAGE_STATS": "1"})
+        command = python(preparation.site(node).interpreter, PROGRAM, env={"VLLM_NO_USAGE_STATS": "1"})
         result = ask(shared_host(node), command, timeout=_PATIENCE)
         answer = json.loads(result.text.strip().rpartition("\n")[2])
         Accepted.from_json(answer)

@@ -1,4 +1,4 @@
-"""Pages on which a deployment is made and changed: new, edit, clone, and the plan beside the form. They call the stories."""
+"""Pages on which a deployment is made and changed: new, edit, clone, and the plan beside the form."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from django.views.decorators.http import require_http_methods, require_POST
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
 from deployments import plan_page, planning, revisions, rollout
-from deployments.forms import DeploymentForm, initial
+from deployments.forms import FLAGS, LAYOUT, DeploymentForm, initial
 from deployments.models import Deployment
 from nodes.models import Node
+
+#: Fields whose errors are told while somebody types; others are only not filled in yet.
+_SHOWN = {*FLAGS, *LAYOUT, "copies", "port", "extra", "where"}
 
 
 @require_http_methods(["GET", "POST"])
@@ -89,8 +92,7 @@ def plan(request: SignedIn) -> HttpResponse:
     besides = Deployment.objects.filter(name=request.GET.get("edit", "")).first()
     form = DeploymentForm(request.POST, editing=besides)
     form.is_valid()
-    wrong = [(form[name].label, errors) for name, errors in form.errors.items() if name not in ("name", "path", "__all__")]
-    page: dict[str, object] = {"wrong": wrong}
+    page: dict[str, object] = {"wrong": [(form[name].label, form.errors[name]) for name in form.errors.keys() & _SHOWN]}
     try:
         page["shown"] = plan_page.shown(planning.plan_for(form.spec, besides))
     except Problem as problem:

@@ -1,4 +1,4 @@
-"""The form that makes and changes a deployment. vLLM's options keep vLLM's own names; what is empty is left to the plan."""
+"""The form that makes and changes a deployment. Options keep vLLM's names; what is empty is left to the plan."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from django.utils.translation import ngettext
 from controlplane.forms import DeckForm
 from controlplane.problems import Problem
 from deployments.commands import checked
+from deployments.hub.source import Hub, HubModel
 from deployments.models import Deployment
 from deployments.spec import DEMO, MOST_COPIES, NAME, RESERVED, Spec
 from nodes.models import Cluster, Node
@@ -45,7 +46,7 @@ class DeploymentForm(DeckForm):
 
     source = forms.ChoiceField(
         label=_("Model"),
-        choices=[("demo", _("Demo model")), ("path", _("Path on the node"))],
+        choices=[("demo", _("Demo model")), ("path", _("Path on the node")), ("hub", _("From a hub"))],
         initial="demo",
         widget=forms.RadioSelect,
     )
@@ -53,8 +54,20 @@ class DeploymentForm(DeckForm):
         label=_("Path"),
         required=False,
         max_length=1024,
-        widget=forms.TextInput(attrs={"class": "mono", "placeholder": "/data/models/Qwen2.5-14B", "spellcheck": "false"}),
+        widget=forms.TextInput(
+            attrs={"class": "mono", "placeholder": "/data/models/Qwen2.5-14B", "spellcheck": "false"}),
         help_text=_("The directory on the node that has config.json and the weights."),
+    )
+    hub = forms.ChoiceField(
+        label=_("Hub"), required=False, choices=[(hub.value, hub.label) for hub in Hub], initial=Hub.HUGGING_FACE.value
+    )
+    hub_id = forms.CharField(
+        label=_("Model on the hub"),
+        required=False,
+        max_length=300,
+        widget=forms.TextInput(
+            attrs={"class": "mono", "placeholder": "Qwen/Qwen2.5-0.5B-Instruct", "spellcheck": "false"}),
+        help_text=_("As its page has it; @ and a branch, tag or commit may follow. It is fetched once, then copied."),
     )
     name = forms.CharField(
         label=_("Name"), max_length=63, help_text=_("Also the model name that requests use.")
@@ -147,7 +160,20 @@ class DeploymentForm(DeckForm):
         data = super().clean() or {}
         if data.get("source") == "path" and not str(data.get("path", "")).startswith("/"):
             self.add_error("path", _("Type the absolute path of the model's directory, from / on."))
+        if data.get("source") == "hub":
+            try:
+                HubModel.parse(self.model)
+            except Problem as problem:
+                self.add_error("hub_id", str(problem))
         return data
+
+    @property
+    def model(self) -> str:
+        """What the deployment's ``model`` is."""
+        data = self.cleaned_data
+        if data.get("source") == "hub":
+            return f"{data.get('hub') or Hub.HUGGING_FACE.value}:{data.get('hub_id', '')}"
+        return str(data.get("path", "")) if data.get("source") == "path" else DEMO
 
     @property
     def options(self) -> dict[str, Any]:
@@ -162,12 +188,12 @@ class DeploymentForm(DeckForm):
 
     @property
     def spec(self) -> Spec:
-        """What the form asks for; of one that is not filled in to its end, as far as it can be read. Raises `Problem`."""
+        """What the form asks for, as far as it is filled in. Raises `Problem`."""
         data = self.cleaned_data
         kind, _colon, where = data.get("where", "node:").partition(":")
         values = {
             "name": data.get("name") or "new-deployment",
-            "model": data.get("path") if data.get("source") == "path" else DEMO,
+            "model": self.model,
             kind: where,
             "copies": data.get("copies") if self.by_hand else None,
             "executor": data.get("executor") or None,
@@ -186,8 +212,7 @@ def initial(spec: Spec) -> dict[str, Any]:
     return {
         **own,
         "name": spec.name,
-        "source": "demo" if spec.model == DEMO else "path",
-        "path": "" if spec.model == DEMO else spec.model,
+        **_model_fields(spec.model),
         "where": f"cluster:{spec.cluster}" if spec.cluster else f"node:{spec.node}",
         "layout": "hand" if by_hand else "plan",
         "copies": spec.copies,
@@ -195,6 +220,13 @@ def initial(spec: Spec) -> dict[str, Any]:
         "port": spec.port,
         "extra": written_flags(options),
     }
+
+
+def _model_fields(model: str) -> dict[str, str]:
+    hub = HubModel.parse(model)
+    if hub is not None:
+        return {"source": "hub", "hub": hub.hub.value, "hub_id": model.partition(":")[2]}
+    return {"source": "demo"} if model == DEMO else {"source": "path", "path": model}
 
 
 def _has_field(name: str, value: Any) -> bool:
@@ -217,8 +249,8 @@ def places() -> list[tuple[str, str]]:
 def _of_cluster(cluster: Cluster) -> str:
     nodes = list(cluster.nodes.all())
     gpus = sum(len(node.facts.gpus) for node in nodes)
-    words = {"name": cluster.name, "nodes": len(nodes), "gpus": gpus}
-    return ngettext("%(name)s (%(nodes)d nodes, %(gpus)d GPU)", "%(name)s (%(nodes)d nodes, %(gpus)d GPUs)", gpus) % words
+    text = ngettext("%(name)s (%(nodes)d nodes, %(gpus)d GPU)", "%(name)s (%(nodes)d nodes, %(gpus)d GPUs)", gpus)
+    return text % {"name": cluster.name, "nodes": len(nodes), "gpus": gpus}
 
 
 def parse_flags(text: str) -> dict[str, Any]:

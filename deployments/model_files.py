@@ -15,11 +15,16 @@ from django.utils.translation import gettext as _
 
 from controlplane import streams
 from controlplane.problems import Problem
+from deployments.hub import client
+from deployments.hub.models import access
+from deployments.hub.source import HubModel
 from deployments.plan import BadInput, ModelConfig
 from deployments.spec import DEMO
+from nodes import preparation
 from nodes.hosts import shared_host
 from nodes.models import Node
 from nodes.recipes import asset
+from nodes.recipes.models import hub_path
 from nodes.remote.command import python
 from nodes.remote.host import ask
 
@@ -40,6 +45,7 @@ _DEMO_CONFIG: dict[str, Any] = {
 }
 #: Seconds in which an answer is not asked for again, for which it is kept at all, and a look may take.
 _FRESH, _KEPT, _PATIENCE = 3, 3600, 10
+_HUB_KEPT = 600
 
 
 class ModelFiles(NamedTuple):
@@ -61,6 +67,11 @@ def model_files(model: str, node: Node) -> ModelFiles:
     """The files of ``model`` (the demo, or a path on the node). Raises `Problem` when they cannot be read."""
     if model == DEMO:
         return ModelFiles(_DEMO_CONFIG)
+    hub = HubModel.parse(model)
+    if hub is not None:
+        if hub.directory not in node.facts.models:
+            return _of_hub(hub)
+        model = hub_path(preparation.site(node), hub.directory)
     key = f"model-files:{node.pk}:{hashlib.sha256(model.encode()).hexdigest()[:32]}"
     kept = _kept(key)
     if time.time() - kept.get("at", 0) > _FRESH:
@@ -69,6 +80,19 @@ def model_files(model: str, node: Node) -> ModelFiles:
         with suppress(streams.RedisError):
             streams.client().set(key, json.dumps(kept), ex=_KEPT)
     return ModelFiles(_parsed(kept["config"], model), kept["tensor_bytes"])
+
+
+def _of_hub(hub: HubModel) -> ModelFiles:
+    """What the hub says of a model that is not there yet; nothing is downloaded but its config.json."""
+    key = f"model-files:{hashlib.sha256(str(hub).encode()).hexdigest()[:32]}"
+    kept = _kept(key)
+    if not kept:
+        way = access(hub.hub)
+        found = client.listing(way, hub)
+        kept = {"config": client.config(way, hub, found.commit), "tensor_bytes": found.tensor_bytes}
+        with suppress(streams.RedisError):
+            streams.client().set(key, json.dumps(kept), ex=_HUB_KEPT)
+    return ModelFiles(kept["config"], kept["tensor_bytes"])
 
 
 def _kept(key: str) -> dict[str, Any]:

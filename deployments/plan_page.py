@@ -1,4 +1,4 @@
-"""A plan as a page shows it: bars a GPU, stages, figures, alternatives. Values for templates; nothing is decided here."""
+"""A plan as a page shows it: a bar for each GPU, stages, figures, alternatives. Nothing is decided here."""
 
 from __future__ import annotations
 

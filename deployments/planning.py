@@ -19,12 +19,12 @@ from controlplane import streams
 from controlplane.problems import Problem
 from deployments import accepted, flags
 from deployments.model_files import model_files
-from deployments.models import Deployment
+from deployments.models import Deployment, Replica
 from deployments.plan import HostSpec, ModelConfig, Plan, Wishes, plan
 from deployments.plan.hosts import MIB
 from deployments.plan.result import Placement
 from deployments.spec import Spec
-from deployments.states import DeploymentState
+from deployments.states import REPLICA_AT_REST, DeploymentState
 from nodes.models import Cluster, Node
 from nodes.states import NodeState
 
@@ -55,7 +55,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Planned:
-    """The outcome for a page: a plan, or in ``problem`` why there is none. ``looked`` are the flags as they are sent."""
+    """The outcome for a page: a plan, or in ``problem`` why there is none. ``looked``: the flags as they are sent."""
 
     looked: flags.Looked
     ground: Ground
@@ -119,10 +119,9 @@ def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], i
     facts = node.facts
     host = HostSpec.from_facts(node.name, facts)
     used = {one["i"]: one["used"] for one in sample.get("gpus", ()) if one.get("used") is not None}
-    gpus = tuple(
-        replace(gpu, memory_used_mib=max(0, int(used.get(gpu.index, gpu.memory_used_mib)) - own.get((node.name, gpu.index), 0)))
-        for gpu in host.gpus
-    )
+    held = {gpu.index: int(used.get(gpu.index, gpu.memory_used_mib)) for gpu in host.gpus}
+    others = {index: max(0, size - own.get((node.name, index), 0)) for index, size in held.items()}
+    gpus = tuple(replace(gpu, memory_used_mib=others[gpu.index]) for gpu in host.gpus)
     if "mem" in sample:
         busy, total = sample["mem"]
         return replace(host, gpus=gpus, memory_available_mib=max(0, total - busy) // MIB)
@@ -135,16 +134,14 @@ def network_gbps(nodes: Sequence[Node]) -> float | None:
 
 
 def _taken(nodes: Sequence[Node], besides: Deployment | None) -> dict[tuple[str, int], str]:
-    """GPUs that other deployments were given and have not given back."""
+    """GPUs that servers of other deployments were given and have not given back."""
     names = {node.name for node in nodes}
-    running = Deployment.objects.exclude(state__in=AT_REST)
-    if besides is not None:
-        running = running.exclude(pk=besides.pk)
+    running = Replica.objects.exclude(state__in=REPLICA_AT_REST).select_related("deployment")
     return {
-        place: one.name
+        (place["host"], place["gpu"]): one.deployment.name
         for one in running
-        for place in _held(one)
-        if place[0] in names
+        for place in one.placement
+        if one.deployment != besides and place["host"] in names and place["gpu"] is not None
     }
 
 

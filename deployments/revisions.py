@@ -1,4 +1,4 @@
-"""Making, changing, cloning and restoring deployments by their specification: every change is a revision that is kept."""
+"""Making, changing, cloning and restoring deployments by their specification: every change is kept as a revision."""
 
 from __future__ import annotations
 
@@ -120,7 +120,8 @@ def _check_move(deployment: Deployment, old: Spec, new: Spec) -> None:
             _("%(name)s runs, and another place or port needs it stopped.") % {"name": deployment.name},
             _("Stop it first, or clone it to have both."),
         )
-    taken = Deployment.objects.filter(cluster__head=_head(new), port=new.port).exclude(pk=deployment.pk).first()
+    others = Deployment.objects.filter(cluster__head=_head(new)).exclude(pk=deployment.pk)
+    taken = next((other for other in others if other.port == new.port), None)
     if taken is not None:
         raise Problem(
             _("Port %(port)d belongs to the deployment %(name)s.") % {"port": new.port, "name": taken.name},

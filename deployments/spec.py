@@ -3,7 +3,7 @@
 The YAML of `manage.py apply`::
 
     name: qwen2.5-14b
-    model: /data/models/Qwen2.5-14B     # or demo
+    model: /data/models/Qwen2.5-14B     # or hf:Qwen/Qwen2.5-14B, ms:…, demo
     cluster: four-a10                   # or node: te1
     copies: 1                           # left out: as planned
     executor: ray                       # or mp; left out: as planned
@@ -26,6 +26,7 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from deployments.commands import checked
+from deployments.hub.source import HubModel
 
 DEMO = "demo"
 EXECUTORS = ("ray", "mp")
@@ -129,13 +130,13 @@ def _name(value: Any) -> str:
 
 
 def _model(value: Any) -> str:
-    """The demo model or a path on the nodes."""
+    """The demo model, a path on the nodes, or a hub's model as `HubModel` writes it."""
     if not isinstance(value, str) or not value or len(value) > 1024:
-        raise Problem(_("A deployment needs a model: a path on the nodes, or demo."), _the_fields())
-    if value != DEMO and not value.startswith("/"):
+        raise Problem(_("A deployment needs a model: a path on the nodes, one of a hub, or demo."), _the_fields())
+    if value != DEMO and not value.startswith("/") and HubModel.parse(value) is None:
         raise Problem(
-            _("The model %(model)s is neither demo nor an absolute path.") % {"model": value[:200]},
-            _("Type the absolute path of the model's directory, from / on."),
+            _("The model %(model)s is neither demo, nor an absolute path, nor one of a hub.") % {"model": value[:200]},
+            _("Write it as /data/models/name, or as hf:Qwen/Qwen2.5-0.5B-Instruct."),
         )
     return value
 
