@@ -17,6 +17,7 @@ from nodes.models import Node
 
 #: Fields whose errors are told while somebody types; others are only not filled in yet.
 _SHOWN = {*FLAGS, *LAYOUT, "copies", "port", "extra", "where"}
+_MODEL = {"path", "hub_id"}
 
 
 @require_http_methods(["GET", "POST"])
@@ -94,6 +95,8 @@ def plan(request: SignedIn) -> HttpResponse:
     form.is_valid()
     page: dict[str, object] = {"wrong": [(form[name].label, form.errors[name]) for name in form.errors.keys() & _SHOWN]}
     try:
+        for name in _MODEL & form.errors.keys():  # not typed to its end
+            raise Problem(form.errors[name][0])
         page["shown"] = plan_page.shown(planning.plan_for(form.spec, besides))
     except Problem as problem:
         page["problem"] = problem
