@@ -12,12 +12,13 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.hub.models import HubAccess
 from deployments.names import Alias
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
 
-__all__ = ["Alias", "ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Usage"]
+__all__ = ["Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Usage"]
 
 
 def make_key() -> str:

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0002_conversations'),
+        ('deployments', '0003_hub_access'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
