@@ -28,6 +28,22 @@ class Cluster(models.Model):
         return self.name
 
 
+class Bastion(models.Model):
+    """A jump host that is no node itself: nodes behind it are reached through it, with Quarterdeck's own key."""
+
+    user = models.CharField(max_length=64)
+    address = models.CharField(max_length=255)
+    port = models.PositiveIntegerField(default=22)
+    host_key = models.TextField()  # pinned, as a node's
+    offered_host_key = models.TextField(blank=True)  # another one it showed last; blocks every node behind it
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["address", "port", "user"], name="one_bastion_per_login")]
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.address}" + (f":{self.port}" if self.port != 22 else "")
+
+
 class Node(Lifecycle):
     """One server, reached over SSH, or ``local``: the machine Quarterdeck itself runs on."""
 
@@ -37,6 +53,13 @@ class Node(Lifecycle):
         LOCAL = "local", _("this machine")
         SSH = "ssh", _("over SSH")
 
+    class Sudo(models.TextChoices):
+        """How the user becomes root there. A user who is root needs none of it, whatever stands here."""
+
+        NONE = "none", _("no root")
+        PASSWORDLESS = "passwordless", _("sudo without a password")
+        PASSWORD = "password", _("sudo with a password")
+
     state = models.CharField(max_length=20, default=states.NodeState.NEW, db_index=True)
     name = models.CharField(max_length=63, unique=True)
     kind = models.CharField(max_length=5, choices=Kind, default=Kind.SSH)
@@ -45,6 +68,15 @@ class Node(Lifecycle):
     user = models.CharField(max_length=64, blank=True)
     host_key = models.TextField(blank=True)  # pinned: "ssh-ed25519 AAAA…"
     offered_host_key = models.TextField(blank=True)  # a different key the host showed last; blocks every operation
+    jump = models.ForeignKey(  # the node through which this one is reached; at most one of jump and bastion is set
+        "self", null=True, blank=True, on_delete=models.PROTECT, related_name="reached_through"
+    )
+    bastion = models.ForeignKey(
+        Bastion, null=True, blank=True, on_delete=models.PROTECT, related_name="reached_through"
+    )
+    sudo = models.CharField(max_length=12, choices=Sudo, default=Sudo.NONE)
+    sudo_password = EncryptedField(blank=True, default="")  # kept only if the operator says so
+    labels = models.JSONField(default=list, blank=True)  # short words, for filters
     root = models.CharField(max_length=255, blank=True)  # absolute; empty: ~/.quarterdeck of the user
     facts_json = models.JSONField(default=dict, blank=True)
     facts_at = models.DateTimeField(null=True, blank=True)
