@@ -15,11 +15,12 @@ from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
 from deployments.hub.models import HubAccess
+from deployments.names import Alias
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job, Node
 
-__all__ = ["ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica", "Usage"]
+__all__ = ["Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica", "Usage"]
 
 
 def make_key() -> str:
@@ -128,6 +129,7 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    controls = models.BooleanField(default=False)  # may also use the REST API, with its owner's role
 
     class Meta:
         ordering = ["-created_at"]
