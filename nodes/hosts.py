@@ -1,7 +1,7 @@
 """From a node to its host: which key, which connection. One connection a node and process, opened when it is needed.
 
 A node (or the jump host before it) that showed another host key than the pinned one is not talked to: what was open is
-closed, and every call connects anew, which fails until the pinned key is shown again or an admin has approved the other.
+closed, and every call connects anew, which fails until the pinned key is shown again or an admin approved the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hosts that hang, talk without end or break off, at every point of a connection: one clear sentence, in bounded time."""
+"""Hosts that hang, talk without end or break off, at any point of a connection: a clear sentence, in bounded time."""
 
 from __future__ import annotations
 

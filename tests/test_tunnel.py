@@ -88,6 +88,6 @@ def test_a_port_where_nobody_listens_ends_the_connection(node: Node) -> None:
         httpx.get(f"http://127.0.0.1:{tunnel.port}/", trust_env=False)
     host = hosts.shared_host(node)
     assert isinstance(host, SshHost)
-    with pytest.raises(Unreachable, match="does not reach 127.0.0.1 port"):
+    with pytest.raises(Unreachable, match=r"does not reach 127\.0\.0\.1 port"):
         host.connect_from_there("127.0.0.1", free_port())
     tunnel.close()
