@@ -11,6 +11,7 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 from controlplane.secrets import Secret
 from nodes.remote import ssh, ssh_channel
@@ -101,10 +102,10 @@ class _Deaf(paramiko.ServerInterface):
     def check_auth_password(self, username: str, password: str) -> int:
         if not self.lets_in:
             self.over.wait(20)
-        return paramiko.AUTH_SUCCESSFUL
+        return AUTH_SUCCESSFUL
 
     def check_channel_request(self, kind: str, chanid: int) -> int:
-        return paramiko.OPEN_SUCCEEDED
+        return OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
         self.over.wait(20)
@@ -205,7 +206,7 @@ def test_a_channel_that_brings_nothing_is_given_up(server: Sshd, monkeypatch: py
 def test_a_login_banner_is_no_part_of_any_answer(tmp_path: Path) -> None:
     banner = tmp_path / "banner"
     banner.write_text("Authorised use only.\nAll is recorded.\n" * 200)
-    running = sshd_support.start(tmp_path / "server", f"Banner {banner}")
+    running = sshd_support.start(tmp_path / "server", settings=f"Banner {banner}")
     with ssh.connect(running.login(), running.host_key) as host:
         assert host.run(script("echo here")).text == "here\n"
     running.stop()
@@ -213,7 +214,7 @@ def test_a_login_banner_is_no_part_of_any_answer(tmp_path: Path) -> None:
 
 @pytest.mark.sshd
 def test_a_way_of_signing_in_that_is_not_allowed_is_told_with_those_that_are(tmp_path: Path) -> None:
-    running = sshd_support.start(tmp_path, "PasswordAuthentication no\nKbdInteractiveAuthentication no")
+    running = sshd_support.start(tmp_path, settings="PasswordAuthentication no\nKbdInteractiveAuthentication no")
     with pytest.raises(SignInRefused, match=r"refused the sign-in .* It allows only: publickey\."):
         ssh.connect(running.login(private_key=Secret(""), password=Secret("x")), running.host_key)
     running.stop()

@@ -91,7 +91,7 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-def start(folder: Path, settings: str = "", address: str = "127.0.0.1") -> Sshd:
+def start(folder: Path, address: str = "127.0.0.1", settings: str = "") -> Sshd:
     """A server whose users' home is ``folder/home``: HOME and authorized_keys lie there, not in the real home.
 
     ``settings``: lines of sshd_config that go before the others, and so win.
