@@ -16,13 +16,14 @@ from controlplane.secrets import EncryptedField
 from deployments import states
 from deployments.hub.models import HubAccess
 from deployments.kept import AcceptedFlags, Revision
+from deployments.names import Alias
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job, Node
 
 __all__ = [
-    "AcceptedFlags", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica", "Revision",
-    "Usage",
+    "AcceptedFlags", "Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica",
+    "Revision", "Usage",
 ]  # fmt: skip
 
 
@@ -132,6 +133,7 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    controls = models.BooleanField(default=False)  # may also use the REST API, with its owner's role
 
     class Meta:
         ordering = ["-created_at"]

@@ -43,6 +43,10 @@ class Bastion(models.Model):
     def __str__(self) -> str:
         return f"{self.user}@{self.address}" + (f":{self.port}" if self.port != 22 else "")
 
+    @property
+    def key_changed(self) -> bool:
+        return bool(self.offered_host_key)
+
 
 class Node(Lifecycle):
     """One server, reached over SSH, or ``local``: the machine Quarterdeck itself runs on."""
@@ -95,6 +99,12 @@ class Node(Lifecycle):
 
     def get_absolute_url(self) -> str:
         return reverse("node", args=[self.name])
+
+    @property
+    def key_changed(self) -> bool:
+        """It, or a host on the way to it, showed another key than the pinned one: nothing may be done there."""
+        before = self.jump or self.bastion
+        return bool(self.offered_host_key) or (before is not None and before.key_changed)
 
     @property
     def facts(self) -> Facts:

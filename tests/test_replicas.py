@@ -11,8 +11,8 @@ from django.core.management import call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
-BEFORE = [("deployments", "0003_hub_access"), ("nodes", "0003_step_about")]
-AFTER = [("deployments", "0005_servers_are_replicas")]
+BEFORE = [("deployments", "0004_aliases_and_controlling_keys"), ("nodes", "0003_step_about")]
+AFTER = [("deployments", "0006_servers_are_replicas")]
 
 
 def migrated(targets: list[tuple[str, str]]) -> Apps:

@@ -148,9 +148,7 @@ def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
     assert engine_module.ask(only(ready), "GET", "/v1/models", timeout=5).json()["data"][0]["id"] == "far"
     rollout.stop(ready, None)
     reach(ready, DeploymentState.STOPPED)
-    for _key, host in hosts._open.values():
-        host.close()
-    hosts._open.clear()
+    hosts.close_all()
     server.stop()
 
 

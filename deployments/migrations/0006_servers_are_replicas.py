@@ -4,7 +4,7 @@ from django.db import migrations
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0004_replicas'),
+        ('deployments', '0005_replicas'),
     ]
 
     operations = [

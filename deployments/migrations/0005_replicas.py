@@ -24,7 +24,7 @@ def one_replica_each(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0003_hub_access'),
+        ('deployments', '0004_aliases_and_controlling_keys'),
         ('nodes', '0003_step_about'),
     ]
 

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('deployments', '0005_servers_are_replicas'),
+        ('deployments', '0006_servers_are_replicas'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
