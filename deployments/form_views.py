@@ -96,7 +96,7 @@ def plan(request: SignedIn) -> HttpResponse:
     page: dict[str, object] = {"wrong": [(form[name].label, form.errors[name]) for name in form.errors.keys() & _SHOWN]}
     try:
         for name in _MODEL & form.errors.keys():  # not typed to its end
-            raise Problem(form.errors[name][0])
+            raise Problem(str(form.errors[name][0]))
         page["shown"] = plan_page.shown(planning.plan_for(form.spec, besides))
     except Problem as problem:
         page["problem"] = problem

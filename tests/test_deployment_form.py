@@ -32,7 +32,7 @@ QWEN = str(HERE / "qwen2.5-14b")
 
 
 def add_node(name: str, gpus: int = 1, **more: Any) -> Node:
-    facts = {"home": "/root", "gpus": [{"index": index, **A10, **more} for index in range(gpus)]}
+    facts: dict[str, Any] = {"home": "/root", "gpus": [{"index": index, **A10, **more} for index in range(gpus)]}
     facts |= {"memory_total": 64 * GIB, "memory_available": 32 * GIB}
     return Node.objects.create(name=name, address=f"{name}.lab", user="root", state="ready", facts_json=facts)
 
