@@ -16,7 +16,7 @@ from deployments.gateway import routes
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
 from nodes import logs, runs, signals, tasks
-from nodes.models import Job
+from nodes.models import Cluster, Job
 from nodes.states import JOB_ACTIVE
 
 #: Seconds in which one job is not asked to end twice: a node that does not answer must not occupy every worker.
@@ -46,6 +46,15 @@ def look_after(sender: object, **_kwargs: Any) -> None:
         end_soon(job)
     for job in Job.objects.filter(serves__state__in=SERVING).exclude(state__in=JOB_ACTIVE):
         tasks.send(tasks.job_over, str(job.pk))
+
+
+@receiver(signals.cluster_used)
+def on_cluster(sender: object, cluster: Cluster, running: bool, **_kwargs: Any) -> list[str]:
+    """The names of deployments on a cluster: those that need its Ray now, or all."""
+    found = Deployment.objects.filter(cluster=cluster)
+    if running:
+        found = found.filter(state__in=(DeploymentState.ROLLING_OUT, *SERVING))
+    return list(found.values_list("name", flat=True))
 
 
 def end_soon(job: Job | None) -> None:

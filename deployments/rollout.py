@@ -1,12 +1,11 @@
 """The life of a deployment, as stories: rolled out over its cluster in stages, stopped, deleted, and looked after.
 
-A rollout: environment → model → room → Ray → serve → verify with a real prompt → READY. Every step is skipped where the
-facts already satisfy it. What fails says where and why, and leaves no model server behind.
+A rollout: environment → model → room → Ray → free GPUs → serve → verify with a real prompt → READY. Every step is
+skipped where the facts already satisfy it. What fails says where and why, and leaves no model server behind.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
@@ -21,7 +20,8 @@ from deployments import care
 from deployments.gateway import routes
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
-from nodes import registration, runs
+from nodes import clusters, registration, runs
+from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
@@ -33,17 +33,18 @@ _SERVER_PORTS = 60
 
 
 def create(
-    name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
+    name: str, model: str, on: Node | Cluster, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
-    """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
-    cluster = _cluster_of(node)
+    """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
+    cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
+    head = cluster.head
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
-    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
+    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(
             _("Port %(port)d on %(node)s belongs to the deployment %(name)s.")
-            % {"port": port, "node": node.name, "name": taken[port]},
+            % {"port": port, "node": head.name, "name": taken[port]},
             _("Choose another port, or leave the field empty."),
         )
     return Deployment.objects.create(
@@ -54,17 +55,6 @@ def create(
 def _free_port(taken: set[int]) -> int:
     first = port_plan(settings.PORT_BASE).end
     return next(port for port in range(first, first + _SERVER_PORTS) if port not in taken)
-
-
-@transaction.atomic
-def _cluster_of(node: Node) -> Cluster:
-    """The cluster the node is in; a cluster of its own is made where there is none."""
-    if node.cluster is None:
-        node.cluster, _made = Cluster.objects.get_or_create(
-            name=node.name, defaults={"head": node, "ray_token": secrets.token_hex(32)}
-        )
-        node.save(update_fields=["cluster"])
-    return node.cluster
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
@@ -95,9 +85,12 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 
 
 def _rollout_stages(deployment: Deployment) -> Stages:
-    head = deployment.cluster.head
-    prepare = registration.prepare_stages(head)[:-1]  # "room" looks at the server once more
-    return [*prepare, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
+    """The same environment and the model on every node, Ray on all of them, then the server on the head."""
+    nodes = members(deployment.cluster)
+    prepare = registration.prepare_stages(*nodes)[:-1]  # "room" looks at each node once more
+    everywhere = [[(kind, node) for node in nodes] for kind in ("model", "room")]
+    at_last = [[(kind, nodes[0])] for kind in ("placement", "serve", "verify")]
+    return [*prepare, *everywhere, *clusters.ray_stages(nodes), *at_last]
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
@@ -108,8 +101,9 @@ def stop(deployment: Deployment, by: User | None) -> Run:
         if not deployment.move(DeploymentState.STOPPING):
             raise Problem(
                 _("%(name)s is not running.") % {"name": deployment.name}, _("There is nothing to stop."))
-        head = deployment.cluster.head
-        run = runs.start("stop", deployment.subject, [[("stop-server", head)], [("stop-ray", head)]], by)
+        nodes = members(deployment.cluster)
+        stages = [[("stop-server", nodes[0])], [("stop-ray", node) for node in nodes]]
+        run = runs.start("stop", deployment.subject, stages, by)
     transaction.on_commit(routes.poke)
     return run
 
@@ -121,7 +115,7 @@ def delete(deployment: Deployment, by: User | None) -> None:
     _check_server_is_gone(deployment)
     cluster = deployment.cluster
     deployment.delete()
-    if not cluster.deployments.exists() and cluster.nodes.count() <= 1:
+    if not cluster.kept and not cluster.deployments.exists() and len(members(cluster)) == 1:
         cluster.delete()
     routes.poke()
 

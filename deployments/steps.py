@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-from django.conf import settings
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -17,21 +16,19 @@ from controlplane.problems import Problem
 from deployments import commands, diagnosis
 from deployments.models import Deployment
 from deployments.phases import PHASES, STARTED, PhaseReader, Progress
-from deployments.states import DeploymentState
 from deployments.upstream import base_url, inner_address
-from nodes import logs, registration, runs
-from nodes.hosts import shared_host
+from nodes import clusters, clusters_steps, clusters_view, logs, registration, runs
+from nodes.clusters_address import members
 from nodes.models import Job, Node, Step
-from nodes.recipes import Satisfied, models, ray
+from nodes.recipes import Satisfied, models
 from nodes.remote.command import Command
-from nodes.remote.host import ask
 from nodes.runs import Done, StepKind, Waiting
-from nodes.states import JOB_ACTIVE
+from nodes.states import JOB_ACTIVE, ClusterState
 
 #: After this long a server that was asked to end is killed.
 GRACE = timedelta(seconds=20)
-#: How long Ray may take to answer before its start has failed.
-RAY_PATIENCE = timedelta(seconds=90)
+#: The part of a GPU's memory that vLLM takes where nothing else is said.
+DEFAULT_SHARE = 0.92
 #: Bytes of a server's log in which its start is looked for.
 _LONGEST_START = 4 << 20
 _PROMPT = "The capital of France is"
@@ -42,7 +39,7 @@ def deployment_of(step: Step) -> Deployment:
     return Deployment.objects.select_related("cluster__head", "server").get(pk=step.run.about.partition(":")[2])
 
 
-# --- model, room, Ray --------------------------------------------------------------------------------------------
+# --- model, room, placement ---------------------------------------------------------------------------------------
 
 
 def _model(step: Step) -> Command | Satisfied:
@@ -55,52 +52,36 @@ def _model(step: Step) -> Command | Satisfied:
 
 def _room(step: Step) -> Done:
     deployment = deployment_of(step)
-    facts = registration.gather(step.node)
-    if deployment.port in facts.listening:
+    facts = clusters_steps.make_room(step.node)
+    if step.node.pk == deployment.cluster.head_id and deployment.port in facts.listening:
         raise Problem(
             _("Port %(port)d on %(node)s is in use by another program.")
             % {"port": deployment.port, "node": step.node.name},
             _("Give the deployment another port, or end what uses this one: ss -ltnp shows it."),
         )
-    plan = ray.port_plan(settings.PORT_BASE)
-    busy = sorted(set(plan.fixed) & set(facts.listening))
-    if busy and not _ray_runs(step.node):
-        raise Problem(
-            _("Port %(port)d on %(node)s, which Ray needs, is in use by another program.")
-            % {"port": busy[0], "node": step.node.name},
-            _("End what uses it (ss -ltnp shows it), or move all of Ray's ports with PORT_BASE."),
-        )
     return Done(_("%(free).1f GiB of memory available") % {"free": facts.memory_available / 2**30})
 
 
-def _ray_runs(node: Node) -> bool:
-    return node.ray is not None and node.ray.state in JOB_ACTIVE
+def _placement(step: Step) -> Done | Waiting:
+    """Whether Ray can place the workers now: vLLM itself would wait half an hour to find out that it cannot."""
+    deployment = deployment_of(step)
+    nodes = members(deployment.cluster)
+    wanted = clusters_view.world_size(commands.checked(deployment.options))
+    view = clusters_steps.fresh_view(deployment.cluster)
+    if isinstance(view, str):
+        raise Problem(_("Ray on %(node)s does not answer: %(why)s") % {"node": step.node.name, "why": view})
+    clusters_view.check_room(view, clusters_steps.as_members(nodes), wanted)
+    clusters_steps.check_memory(nodes, _share(deployment), wanted)
+    used, total = view.gpus()
+    return Done(_("%(wanted)d of %(free)g free") % {"wanted": wanted, "free": total - used})
 
 
-def _ray(step: Step) -> Command | Satisfied:
-    if _ray_runs(step.node) and step.node.ray != step.job:
-        return Satisfied(_("running already"))
-    cluster = deployment_of(step).cluster
-    return ray.start_head(
-        step.node.facts, registration.site(step.node), ray.port_plan(settings.PORT_BASE),
-        inner_address(step.node), cluster.ray_token)
-
-
-def _attach_ray(step: Step, job: Job) -> None:
-    Node.objects.filter(pk=step.node_id).update(ray=job)
-
-
-def _ray_probe(step: Step) -> Done | Waiting:
-    plan = ray.port_plan(settings.PORT_BASE)
-    status = ray.status(registration.site(step.node), plan, inner_address(step.node))
-    result = shared_host(step.node).run(status, timeout=20)
-    if result.status == 0:
-        return Done(result.last_words())
-    if step.started_at and timezone.now() - step.started_at > RAY_PATIENCE:
-        raise Problem(
-            _("Ray did not answer within %(seconds)d s.") % {"seconds": RAY_PATIENCE.seconds},
-            _("Its log says more. Leftovers of an earlier Ray on this server are the usual reason."))
-    return Waiting(_("waiting for Ray to answer"))
+def _share(deployment: Deployment) -> float:
+    """The part of a GPU's whole memory that vLLM will ask to find free."""
+    try:
+        return float(commands.checked(deployment.options).get("gpu-memory-utilization", DEFAULT_SHARE))
+    except (TypeError, ValueError):
+        return DEFAULT_SHARE
 
 
 # --- serve -------------------------------------------------------------------------------------------------------
@@ -111,13 +92,13 @@ def _serve(step: Step) -> Command:
     site = registration.site(node)
     model = models.demo_path(site) if deployment.model == Deployment.DEMO else deployment.model
     return commands.serve(
-        site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),
+        site=site, facts=node.facts, plan=clusters_steps.plan_of(deployment.cluster), address=inner_address(node),
         name=deployment.name, model=model, port=deployment.port, api_key=deployment.api_key,
         options=deployment.options)
 
 
-def _attach_server(step: Step, job: Job) -> None:
-    Deployment.objects.filter(pk=deployment_of(step).pk).update(server=job)
+def _attach_server(step: Step, job: Job) -> bool:
+    return bool(Deployment.objects.filter(pk=deployment_of(step).pk).update(server=job))
 
 
 def _serve_probe(step: Step) -> Done | Waiting:
@@ -233,30 +214,25 @@ def _ended(step: Step, job: Job | None) -> Done | Waiting:
     return Waiting(_("waiting for its processes to end"))
 
 
-def _ray_ended(step: Step) -> Done | Waiting:
-    """As any job's end; then what Ray left in its temporary directory goes too."""
-    ended = _ended(step, step.node.ray)
-    if isinstance(ended, Done):
-        ask(shared_host(step.node), ray.clean_up(registration.site(step.node)))
-    return ended
-
-
 def _stop_ray(step: Step) -> Satisfied | Waiting:
     deployment = deployment_of(step)
-    alive = (DeploymentState.ROLLING_OUT, DeploymentState.READY, DeploymentState.DEGRADED)
-    other = deployment.cluster.deployments.filter(state__in=alive).exclude(pk=deployment.pk).first()
-    if other is not None:
-        return Satisfied(_("still used by %(name)s") % {"name": other.name})
-    return _end(step.node.ray)
+    cluster = deployment.cluster
+    if cluster.kept:
+        return Satisfied(_("the cluster was started by itself and stays"))
+    others = [name for name in clusters.users(cluster) if name != deployment.name]
+    if others:
+        return Satisfied(_("still used by %(name)s") % {"name": others[0]})
+    clusters_steps.change(cluster, ClusterState.STOPPING)
+    return clusters_steps.begin_end(step)
 
 
 runs.register(
     StepKind("model", gettext_lazy("Model"), _model),
     StepKind("room", gettext_lazy("Ports and memory"), _room),
-    StepKind("ray", gettext_lazy("Ray"), _ray, _ray_probe, service=True, attach=_attach_ray),
+    StepKind("placement", gettext_lazy("Free GPUs"), _placement),
     StepKind("serve", gettext_lazy("vLLM server"), _serve, _serve_probe, True, _explain, _attach_server),
     StepKind("verify", gettext_lazy("A real prompt"), _verify),
     StepKind("stop-server", gettext_lazy("Stop the model server"), lambda step: _end(deployment_of(step).server),
              lambda step: _ended(step, deployment_of(step).server)),
-    StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, _ray_ended),
+    StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, clusters_steps.ray_ended),
 )
