@@ -16,11 +16,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care
+from deployments import care, placing
 from deployments.gateway import routes
-from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
-from nodes import clusters, registration, runs
+from deployments.models import Deployment, Replica
+from deployments.states import SERVING, DeploymentState, ReplicaState
+from nodes import clusters, preparation, registration, runs
 from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
@@ -28,8 +28,6 @@ from nodes.runs import Stages, Story
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
 
 DEMO_NAME = "smollm2"
-#: vLLM's ports on a node, counted from where Ray's port plan ends.
-_SERVER_PORTS = 60
 
 
 def create(
@@ -54,43 +52,43 @@ def create(
 
 def _free_port(taken: set[int]) -> int:
     first = port_plan(settings.PORT_BASE).end
-    return next(port for port in range(first, first + _SERVER_PORTS) if port not in taken)
+    return next(port for port in range(first, first + placing.SERVER_PORTS) if port not in taken)
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
     _check_server_is_gone(deployment)
     with transaction.atomic():
-        nothing_yet: dict[str, Any] = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
-        if not deployment.move(DeploymentState.ROLLING_OUT, **nothing_yet):
+        if not deployment.move(DeploymentState.ROLLING_OUT):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")
                 % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},
                 _("Wait until it is stopped or ready."),
             )
-        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment), by)
+        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment, placing.place(deployment)), by)
     transaction.on_commit(routes.poke)
     return run
 
 
 def _check_server_is_gone(deployment: Deployment) -> None:
     """A server of an earlier start that is still being ended must not be forgotten: it holds memory and the port."""
-    server = deployment.fresh().server
-    resting = deployment.state in (DeploymentState.FAILED, DeploymentState.STOPPED)
-    if resting and server is not None and server.state in JOB_ACTIVE:
+    resting = deployment.fresh().state in (DeploymentState.FAILED, DeploymentState.STOPPED)
+    if resting and deployment.replicas.filter(server__state__in=JOB_ACTIVE).exists():
         raise Problem(
             _("The last model server of %(name)s is still being ended.") % {"name": deployment.name},
             _("Try again in some seconds. If its server cannot be reached, bring it back first."),
         )
 
 
-def _rollout_stages(deployment: Deployment) -> Stages:
-    """The same environment and the model on every node, Ray on all of them, then the server on the head."""
+def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
+    """The same environment and the model on every node, Ray on all of them, then the servers where they belong."""
     nodes = members(deployment.cluster)
-    prepare = registration.prepare_stages(*nodes)[:-1]  # "room" looks at each node once more
+    prepare = preparation.prepare_stages(*nodes)[:-1]  # "room" looks at each node once more
     everywhere = [[(kind, node) for node in nodes] for kind in ("model", "room")]
-    at_last = [[(kind, nodes[0])] for kind in ("placement", "serve", "verify")]
-    return [*prepare, *everywhere, *clusters.ray_stages(nodes), *at_last]
+    return [
+        *prepare, *everywhere, *clusters.ray_stages(nodes), [("placement", nodes[0])],
+        *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),
+    ]  # fmt: skip
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
@@ -101,9 +99,12 @@ def stop(deployment: Deployment, by: User | None) -> Run:
         if not deployment.move(DeploymentState.STOPPING):
             raise Problem(
                 _("%(name)s is not running.") % {"name": deployment.name}, _("There is nothing to stop."))
-        nodes = members(deployment.cluster)
-        stages = [[("stop-server", nodes[0])], [("stop-ray", node) for node in nodes]]
-        run = runs.start("stop", deployment.subject, stages, by)
+        servers = deployment.replicas.select_related("node").exclude(state=ReplicaState.STOPPED)
+        ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
+        for replica in servers:
+            replica.move(ReplicaState.STOPPING)
+        ray: list[runs.Planned] = [("stop-ray", node) for node in members(deployment.cluster)]
+        run = runs.start("stop", deployment.subject, [ends, ray], by)
     transaction.on_commit(routes.poke)
     return run
 
@@ -152,18 +153,25 @@ def shutdown_demo(timeout: float) -> None:
 
 def _rolled_out(run: Run, ok: bool, reason: str) -> None:
     deployment = _about(run)
+    for replica in deployment.replicas.all():
+        if ok:
+            replica.move(ReplicaState.READY, percent=100)
+        elif replica.move(ReplicaState.FAILED, reason):
+            care.end_soon(replica.server)
     if ok:
-        deployment.move(DeploymentState.READY, percent=100)
+        deployment.move(DeploymentState.READY)
         for node in deployment.cluster.nodes.all():
             node.move(NodeState.READY)
     else:
         deployment.move(DeploymentState.FAILED, reason)
-        care.end_soon(deployment.server)
     transaction.on_commit(routes.poke)
 
 
 def _stopped(run: Run, ok: bool, reason: str) -> None:
-    _about(run).move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
+    deployment = _about(run)
+    for replica in deployment.replicas.all():
+        replica.move(ReplicaState.STOPPED if ok else ReplicaState.FAILED, reason)
+    deployment.move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
     transaction.on_commit(routes.poke)
 
 

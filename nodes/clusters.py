@@ -16,11 +16,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from nodes import registration, runs, signals
+from nodes import preparation, runs, signals
 from nodes.clusters_address import address_in, members
 from nodes.clusters_steps import as_members, change, note_stopped, running
 from nodes.models import Cluster, Node, Run, Step
-from nodes.runs import Stages, Story
+from nodes.runs import Planned, Story
 from nodes.states import FINISHED, ClusterState
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
@@ -101,7 +101,7 @@ def _asked(cluster: Cluster, *, running: bool) -> list[str]:
 # --- stages, also for runs about what stands on a cluster ---------------------------------------------------------
 
 
-def ray_stages(nodes: Sequence[Node]) -> Stages:
+def ray_stages(nodes: Sequence[Node]) -> list[list[Planned]]:
     """Ray on all of these nodes, the head first in the list and in time. Skipped where it runs.
 
     Each node must have been looked at and found to have room before: ``ray-room``.
@@ -109,7 +109,7 @@ def ray_stages(nodes: Sequence[Node]) -> Stages:
     head, *others = nodes
     if not others:
         return [[("ray-head", head)]]
-    workers = [("ray-worker", node) for node in others]
+    workers: list[Planned] = [("ray-worker", node) for node in others]
     return [[("alike", head)], [("ray-head", head)], workers, [("ray-joined", head)]]
 
 
@@ -120,7 +120,7 @@ def form(cluster: Cluster, by: User | None) -> Run:
     """Start Ray on the head and have the others join it. It then runs until it is dissolved."""
     nodes = members(cluster)
     as_members(nodes)  # raises where one has no address in the cluster's network
-    prepare = registration.prepare_stages(*nodes)[:-1]  # "ray-room" looks at each node once more
+    prepare = preparation.prepare_stages(*nodes)[:-1]  # "ray-room" looks at each node once more
     stages = [*prepare, [("ray-room", node) for node in nodes], *ray_stages(nodes)]
     with transaction.atomic():
         run = runs.start("form", cluster.subject, stages, by)
@@ -163,7 +163,7 @@ def join(cluster: Cluster, node: Node, by: User | None) -> Run | None:
         Node.objects.filter(pk=node.pk).update(cluster=cluster)
         if cluster.fresh().state in AT_REST:
             return None
-        stages = [*registration.prepare_stages(node)[:-1], [("ray-room", node)], *ray_stages([cluster.head, node])]
+        stages = [*preparation.prepare_stages(node)[:-1], [("ray-room", node)], *ray_stages([cluster.head, node])]
         return runs.start("join", cluster.subject, stages, by)
 
 

@@ -21,7 +21,7 @@ from django.utils.translation import gettext_lazy
 
 from controlplane import streams
 from controlplane.problems import Problem
-from nodes import clusters_view, logs, registration, runs, signals
+from nodes import clusters_view, ending, logs, preparation, runs, signals
 from nodes.clusters_address import inner_address, members
 from nodes.clusters_view import Member, View
 from nodes.facts import Facts, Process
@@ -34,8 +34,6 @@ from nodes.states import CLUSTER_UP, JOB_ACTIVE, ClusterState
 
 #: How long Ray's head may take to answer, and all nodes to be in it, before the start has failed.
 PATIENCE = timedelta(seconds=60)
-#: After this long a Ray that was asked to end is killed.
-GRACE = timedelta(seconds=20)
 #: Seconds that one question to Ray waits for it to answer.
 _ASK = 5.0
 #: Seconds for which a view is as good as a new one.
@@ -97,7 +95,7 @@ def keep_view(cluster: Cluster, text: str) -> View:
 def ask_view(cluster: Cluster) -> View | str:
     """How the cluster is now, asked on its head; or why Ray does not say."""
     head = cluster.head
-    question = ray.view(registration.site(head), plan_of(cluster), inner_address(head), _ASK)
+    question = ray.view(preparation.site(head), plan_of(cluster), inner_address(head), _ASK)
     result = shared_host(head).run(question, timeout=_ASK + 15)
     lines = result.text.strip().splitlines()
     try:
@@ -116,7 +114,7 @@ def check_memory(nodes: list[Node], share: float, wanted: int) -> None:
     """Raises `Problem` unless ``wanted`` GPUs of these nodes have the ``share`` of their memory free, as vLLM asks."""
     if not any(node.facts.gpus for node in nodes):
         return
-    facts = {node.name: registration.gather(node) for node in nodes}
+    facts = {node.name: preparation.gather(node) for node in nodes}
     clusters_view.check_memory(facts, share, wanted)
 
 
@@ -150,9 +148,9 @@ def make_room(node: Node) -> Facts:
 
     Other people's Ray is left alone, and in the way only where it has the ports; then `Problem`.
     """
-    facts = registration.gather(node)
+    facts = preparation.gather(node)
     if end_own_leftovers(facts):
-        facts = registration.gather(node)
+        facts = preparation.gather(node)
     busy = sorted(set(plan_of(cluster_of(node)).fixed) & set(facts.listening))
     if busy and not running(node):
         raise Problem(
@@ -203,7 +201,7 @@ def _begin_head(step: Step) -> Begun:
     if cluster.fresh().state not in CLUSTER_UP:  # what is up and lost its head stays degraded until that is back
         change(cluster, ClusterState.STARTING)
     return ray.start_head(
-        step.node.facts, registration.site(step.node), plan_of(cluster), inner_address(step.node),
+        step.node.facts, preparation.site(step.node), plan_of(cluster), inner_address(step.node),
         cluster.ray_token, step.node.ray_resources)
 
 
@@ -220,7 +218,7 @@ def _begin_worker(step: Step) -> Begun:
         runs.end_job(node.ray, "KILL")  # it belongs to a head that is no more
         return Later(_("waiting for an earlier Ray to end"))
     return ray.start_worker(
-        node.facts, registration.site(node), plan_of(cluster), inner_address(node), cluster.ray_token,
+        node.facts, preparation.site(node), plan_of(cluster), inner_address(node), cluster.ray_token,
         inner_address(cluster.head), node.ray_resources)
 
 
@@ -320,31 +318,14 @@ def _begin_stop(step: Step) -> Satisfied | Waiting:
 
 def begin_end(step: Step) -> Satisfied | Waiting:
     """Ask the node's Ray to end; its own processes only, never `ray stop`."""
-    return end_asked(step.node.ray)
-
-
-def end_asked(job: Job | None) -> Satisfied | Waiting:
-    if job is None or (runs.end_job(job, "TERM") == 0 and job.state not in JOB_ACTIVE):
-        return Satisfied(_("not running"))
-    return Waiting(_("asked it to end"))
-
-
-def ended(step: Step, job: Job | None) -> Done | Waiting:
-    """Over when no process is left. TERM alone is not enough: a vLLM that is starting can ignore it for ever."""
-    if job is None:
-        return Done()
-    late = step.started_at is not None and timezone.now() - step.started_at > GRACE
-    runner_is_gone = job.fresh().state not in JOB_ACTIVE
-    if (late or runner_is_gone) and runs.end_job(job, "KILL") == 0 and runner_is_gone:
-        return Done(_("no process is left"))
-    return Waiting(_("waiting for its processes to end"))
+    return ending.begin_end(step.node.ray)
 
 
 def ray_ended(step: Step) -> Done | Waiting:
     """As any job's end; then what Ray left in its temporary directory goes too."""
-    over = ended(step, step.node.ray)
+    over = ending.ended(step, step.node.ray)
     if isinstance(over, Done):
-        ask(shared_host(step.node), ray.clean_up(registration.site(step.node)))
+        ask(shared_host(step.node), ray.clean_up(preparation.site(step.node)))
         note_stopped(cluster_of(step.node))
     return over
 

@@ -16,7 +16,7 @@ from django.db import DatabaseError, close_old_connections
 from redis.exceptions import RedisError
 
 from controlplane.problems import Problem
-from nodes import registration
+from nodes import preparation
 from nodes.clusters_address import inner_address
 from nodes.clusters_steps import keep_view, plan_of
 from nodes.clusters_view import View
@@ -87,7 +87,7 @@ class ClusterWatcher(threading.Thread):
     def _follow(self) -> bool:
         """Keep every view until there are no more; whether there was one."""
         head, seen = self.cluster.head, None
-        question = ray.follow(registration.site(head), plan_of(self.cluster), inner_address(head), EVERY)
+        question = ray.follow(preparation.site(head), plan_of(self.cluster), inner_address(head), EVERY)
         with open_host(head) as host:
             self._channel = host.open(question)
             try:

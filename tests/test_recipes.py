@@ -415,6 +415,7 @@ def test_only_the_process_that_was_meant_is_ended() -> None:
     assert sleeper.wait(5) == -15
 
 
-@pytest.mark.parametrize("name", ["packages", "verify", "demo_model", "ray_view", "end_processes", "quarterdeck_cpu_ray"])
+@pytest.mark.parametrize(
+    "name", ["packages", "verify", "demo_model", "ray_view", "end_processes", "quarterdeck_cpu_ray"])
 def test_what_is_shipped_to_nodes_is_python(name: str) -> None:
     compile(asset(f"{name}.py"), name, "exec")

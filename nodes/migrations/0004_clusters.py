@@ -15,7 +15,7 @@ def as_found(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0002_node_access'),
+        ('nodes', '0003_step_about'),
     ]
 
     operations = [
