@@ -121,7 +121,8 @@ def form(cluster: Cluster, by: User | None) -> Run:
     nodes = members(cluster)
     as_members(nodes)  # raises where one has no address in the cluster's network
     prepare = preparation.prepare_stages(*nodes)[:-1]  # "ray-room" looks at each node once more
-    stages = [*prepare, [("ray-room", node) for node in nodes], *ray_stages(nodes)]
+    room: list[Planned] = [("ray-room", node) for node in nodes]
+    stages = [*prepare, room, *ray_stages(nodes)]
     with transaction.atomic():
         run = runs.start("form", cluster.subject, stages, by)
         if not change(cluster, ClusterState.STARTING, kept=True, restarts=0, next_try_at=None):
@@ -163,7 +164,8 @@ def join(cluster: Cluster, node: Node, by: User | None) -> Run | None:
         Node.objects.filter(pk=node.pk).update(cluster=cluster)
         if cluster.fresh().state in AT_REST:
             return None
-        stages = [*preparation.prepare_stages(node)[:-1], [("ray-room", node)], *ray_stages([cluster.head, node])]
+        room: list[Planned] = [("ray-room", node)]
+        stages = [*preparation.prepare_stages(node)[:-1], room, *ray_stages([cluster.head, node])]
         return runs.start("join", cluster.subject, stages, by)
 
 
