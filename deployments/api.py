@@ -19,13 +19,25 @@ from deployments.commands import checked as checked_flags
 from deployments.gateway import keys
 from deployments.key_forms import KeyForm
 from deployments.key_views import key_state, visible_keys
-from deployments.models import ApiKey, Deployment, KeyLimits
+from deployments.models import ApiKey, Deployment, KeyLimits, Replica
 from nodes.api import RunOut, tell_run
 from nodes.models import Node
 
 router = Router()
 
 NewName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
+
+
+class ReplicaOut(Schema):
+    """One server of a deployment."""
+
+    number: int
+    revision: int
+    state: str
+    reason: str
+    node: str
+    port: int
+    restarts: int
 
 
 class DeploymentOut(Schema):
@@ -38,7 +50,10 @@ class DeploymentOut(Schema):
     reason: str = Field(description="why it is in this state; empty when there is nothing to say")
     model: str
     cluster: str
+    executor: str
+    copies: int
     options: dict[str, Any] = Field(description="vLLM's own flag names and values")
+    replicas: list[ReplicaOut]
     created_at: datetime
 
 
@@ -112,9 +127,16 @@ class UsageQuery(Schema):
 
 
 def _deployment(one: Deployment) -> DeploymentOut:
-    names = ("name", "state", "state_since", "reason", "model", "options", "created_at")
+    names = ("name", "state", "state_since", "reason", "model", "executor", "copies", "options", "created_at")
     told = {name: getattr(one, name) for name in names}
-    return DeploymentOut(cluster=one.cluster.name, aliases=[alias.name for alias in one.aliases.all()], **told)
+    names_too = [alias.name for alias in one.aliases.all()]
+    servers = [_replica(server) for server in one.replicas.all()]
+    return DeploymentOut(cluster=one.cluster.name, aliases=names_too, replicas=servers, **told)
+
+
+def _replica(server: Replica) -> ReplicaOut:
+    names = ("number", "revision", "state", "reason", "port", "restarts")
+    return ReplicaOut(node=server.node.name, **{name: getattr(server, name) for name in names})
 
 
 def _named(name: str) -> Deployment:
@@ -123,7 +145,7 @@ def _named(name: str) -> Deployment:
 
 @router.get("/deployments", response={200: Listed[DeploymentOut], **FAILURES}, tags=["deployments"])
 def deployments(request: HttpRequest, window: Query[Window]) -> dict[str, Any]:
-    return listed(Deployment.objects.select_related("cluster").prefetch_related("aliases"), window, _deployment)
+    return listed(Deployment.objects.select_related("cluster").prefetch_related("aliases", "replicas__node"), window, _deployment)
 
 
 @router.post("/deployments", response={201: DeploymentOut, **FAILURES}, tags=["deployments"])
