@@ -24,6 +24,7 @@ from ninja.security.session import SessionAuth
 
 from controlplane.api import Invalid
 from controlplane.problems import Problem
+from deployments import access_api
 from deployments import api as deployments_api
 from deployments.gateway import keys
 from nodes import api as nodes_api
@@ -71,6 +72,7 @@ api = NinjaAPI(
 )
 api.add_router("/", nodes_api.router)
 api.add_router("/", deployments_api.router)
+api.add_router("/", access_api.router)
 
 
 @api.get("/openapi.json", include_in_schema=False)
