@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
+from deployments.plan.cpu import CACHE, SEQUENCES
 from nodes.facts import Facts
 from nodes.recipes import Site
 from nodes.recipes.ray import PortPlan, client_environment, worker_environment
@@ -30,9 +31,7 @@ _LIKE_AN_OPTION = re.compile(r"-(?![\d.])")  # vLLM would read such a value as t
 _LONGEST_VALUE = 20_000
 _SERVE = 'exec "$1" serve --config "$QD_JOB/serve.yaml"'
 
-# Small enough for any machine that can run the engine at all. Left to itself, vLLM takes 92 % of the host's
-# memory for its KV cache on CPUs.
-_CPU_DEFAULTS = {"max-num-seqs": 8, "kv-cache-memory-bytes": 512 * 2**20}
+_CPU_DEFAULTS = {"max-num-seqs": SEQUENCES, "kv-cache-memory-bytes": CACHE}
 
 
 def serve(

@@ -166,7 +166,7 @@ def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
     stands = ground(nodes, besides)
     looked = flags.looked_at(spec.options, accepted.of(nodes[0]))
     try:
-        model = model_files(spec.model, nodes[0]).model
+        model = model_files(spec.model, nodes[0]).model(looked.options.get("hf-overrides"))
         outcome = plan(model, stands.free, wishes(spec, looked.options), stands.gbps)
     except Problem as problem:
         return Planned(looked, stands, problem=problem)
@@ -180,8 +180,13 @@ def wishes(spec: Spec, options: Mapping[str, Any]) -> Wishes:
 
 
 def executor_for(spec: Spec, outcome: Plan | None) -> str:
-    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs."""
-    return spec.executor or Deployment.Executor.RAY
+    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs.
+
+    A host without GPUs has one worker through Ray, so several of them on one need processes.
+    """
+    first = [place for place in outcome.placement if place.replica == 0] if outcome else []
+    crowded = len(first) > len({place.host for place in first}) and all(place.gpu is None for place in first)
+    return spec.executor or (Deployment.Executor.MP if crowded else Deployment.Executor.RAY)
 
 
 # --- what is kept ---

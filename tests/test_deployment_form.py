@@ -131,6 +131,12 @@ def test_the_plan_speaks_chinese(operator: Client, four: Cluster) -> None:
     assert "The weights take" not in page
 
 
+def test_a_longer_context_by_overriding_the_config_is_planned_with(operator: Client, four: Cluster) -> None:
+    assert "The model allows 131,072 tokens" in planned(operator, max_model_len="262144")
+    yarn = '{"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 131072}}'
+    assert "The model allows" not in planned(operator, max_model_len="262144", extra=f"hf-overrides={yarn}")
+
+
 def test_viewers_may_not_plan(four: Cluster) -> None:
     assert signed_in("viewer").post(reverse("deployment-plan"), fields()).status_code == 403
 
@@ -193,12 +199,12 @@ def test_a_config_that_is_none_is_told_in_a_sentence(
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(Problem) as told:
-        _ = model_files.model_files(str(tmp_path), four.head).model
+        _ = model_files.model_files(str(tmp_path), four.head).model()
     assert sentence in str(told.value) or content is None
 
 
 def test_the_demo_models_geometry_is_known_before_it_is_fetched(four: Cluster) -> None:
-    model = model_files.model_files("demo", four.head).model
+    model = model_files.model_files("demo", four.head).model()
     assert model.parameters == 134_515_008
 
 
