@@ -11,7 +11,7 @@ from channels.security.websocket import WebsocketDenier
 from django.urls import path
 
 from controlplane.consumers import PokeConsumer
-from nodes.consumers import LogConsumer, SampleConsumer
+from nodes.consumers import LogConsumer, TelemetryConsumer
 
 
 class SameOrigin:
@@ -34,7 +34,7 @@ websockets = SameOrigin(
             [
                 path("ws/pokes", PokeConsumer.as_asgi()),
                 path("ws/log/<uuid:job_id>", LogConsumer.as_asgi()),
-                path("ws/samples/<int:node_id>", SampleConsumer.as_asgi()),
+                path("ws/telemetry", TelemetryConsumer.as_asgi()),
             ]
         )
     )
