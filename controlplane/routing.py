@@ -11,6 +11,7 @@ from channels.security.websocket import WebsocketDenier
 from django.urls import path
 
 from controlplane.consumers import PokeConsumer
+from controlplane.crowd import NotTooMany
 from nodes.consumers import LogConsumer, TelemetryConsumer
 
 
@@ -30,12 +31,14 @@ class SameOrigin:
 
 websockets = SameOrigin(
     AuthMiddlewareStack(
-        URLRouter(
-            [
-                path("ws/pokes", PokeConsumer.as_asgi()),
-                path("ws/log/<uuid:job_id>", LogConsumer.as_asgi()),
-                path("ws/telemetry", TelemetryConsumer.as_asgi()),
-            ]
+        NotTooMany(
+            URLRouter(
+                [
+                    path("ws/pokes", PokeConsumer.as_asgi()),
+                    path("ws/log/<uuid:job_id>", LogConsumer.as_asgi()),
+                    path("ws/telemetry", TelemetryConsumer.as_asgi()),
+                ]
+            )
         )
     )
 )

@@ -12,11 +12,13 @@ from django.utils import timezone
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.hub.models import HubAccess
+from deployments.names import Alias
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job
 
-__all__ = ["ApiKey", "Conversation", "Deployment", "KeyLimits", "Message", "Usage"]
+__all__ = ["Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Usage"]
 
 
 def make_key() -> str:
@@ -69,6 +71,7 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    controls = models.BooleanField(default=False)  # may also use the REST API, with its owner's role
 
     class Meta:
         ordering = ["-created_at"]

@@ -21,7 +21,7 @@ from deployments import care
 from deployments.gateway import routes
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
-from nodes import registration, runs
+from nodes import preparation, registration, runs
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
@@ -96,7 +96,7 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 
 def _rollout_stages(deployment: Deployment) -> Stages:
     head = deployment.cluster.head
-    prepare = registration.prepare_stages(head)[:-1]  # "room" looks at the server once more
+    prepare = preparation.prepare_stages(head)[:-1]  # "room" looks at the server once more
     return [*prepare, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
 
 

@@ -19,7 +19,7 @@ from deployments.models import Deployment
 from deployments.phases import PHASES, STARTED, PhaseReader, Progress
 from deployments.states import DeploymentState
 from deployments.upstream import base_url, inner_address
-from nodes import logs, registration, runs
+from nodes import logs, preparation, runs
 from nodes.hosts import shared_host
 from nodes.models import Job, Node, Step
 from nodes.recipes import Satisfied, models, ray
@@ -47,7 +47,7 @@ def deployment_of(step: Step) -> Deployment:
 
 def _model(step: Step) -> Command | Satisfied:
     deployment = deployment_of(step)
-    facts, site = step.node.facts, registration.site(step.node)
+    facts, site = step.node.facts, preparation.site(step.node)
     if deployment.model == Deployment.DEMO:
         return models.demo_model(facts, site)
     return models.model_present(deployment.model)(facts, site)
@@ -55,7 +55,7 @@ def _model(step: Step) -> Command | Satisfied:
 
 def _room(step: Step) -> Done:
     deployment = deployment_of(step)
-    facts = registration.gather(step.node)
+    facts = preparation.gather(step.node)
     if deployment.port in facts.listening:
         raise Problem(
             _("Port %(port)d on %(node)s is in use by another program.")
@@ -82,7 +82,7 @@ def _ray(step: Step) -> Command | Satisfied:
         return Satisfied(_("running already"))
     cluster = deployment_of(step).cluster
     return ray.start_head(
-        step.node.facts, registration.site(step.node), ray.port_plan(settings.PORT_BASE),
+        step.node.facts, preparation.site(step.node), ray.port_plan(settings.PORT_BASE),
         inner_address(step.node), cluster.ray_token)
 
 
@@ -92,7 +92,7 @@ def _attach_ray(step: Step, job: Job) -> None:
 
 def _ray_probe(step: Step) -> Done | Waiting:
     plan = ray.port_plan(settings.PORT_BASE)
-    status = ray.status(registration.site(step.node), plan, inner_address(step.node))
+    status = ray.status(preparation.site(step.node), plan, inner_address(step.node))
     result = shared_host(step.node).run(status, timeout=20)
     if result.status == 0:
         return Done(result.last_words())
@@ -108,7 +108,7 @@ def _ray_probe(step: Step) -> Done | Waiting:
 
 def _serve(step: Step) -> Command:
     deployment, node = deployment_of(step), step.node
-    site = registration.site(node)
+    site = preparation.site(node)
     model = models.demo_path(site) if deployment.model == Deployment.DEMO else deployment.model
     return commands.serve(
         site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),
@@ -237,7 +237,7 @@ def _ray_ended(step: Step) -> Done | Waiting:
     """As any job's end; then what Ray left in its temporary directory goes too."""
     ended = _ended(step, step.node.ray)
     if isinstance(ended, Done):
-        ask(shared_host(step.node), ray.clean_up(registration.site(step.node)))
+        ask(shared_host(step.node), ray.clean_up(preparation.site(step.node)))
     return ended
 
 

@@ -20,7 +20,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import logs, registration
+from nodes import logs, preparation, registration
 from nodes.forms import NodeForm
 from nodes.models import Job, Node, Run
 from nodes.pages import fact_rows, fingerprint, key_file, sources, stories
@@ -144,7 +144,7 @@ def _register(request: SignedIn, pending: Pending) -> HttpResponse:
 @role_required(OPERATOR)
 def prepare(request: SignedIn, name: str) -> HttpResponse:
     found = get_object_or_404(Node, name=name)
-    registration.prepare(found, request.user)
+    preparation.prepare(found, request.user)
     return go(request, found)
 
 
@@ -152,7 +152,7 @@ def prepare(request: SignedIn, name: str) -> HttpResponse:
 @role_required(OPERATOR)
 def check(request: SignedIn, name: str) -> HttpResponse:
     found = get_object_or_404(Node, name=name)
-    registration.check(found, request.user)
+    preparation.check(found, request.user)
     return go(request, found)
 
 

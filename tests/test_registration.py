@@ -174,7 +174,7 @@ def test_watch_says_that_a_node_is_gone_and_that_it_is_back(server: Sshd, monkey
     watcher.start()
     wait_for_state(node, NodeState.UNREACHABLE)
     assert "nothing listens on this port" in node.fresh().reason
-    server.process = sshd_support._run(server.folder, server.port)
+    server.restart()
     wait_for_state(node, NodeState.NEW)
     watcher.stop()
     watcher.join(10)

@@ -1,0 +1,82 @@
+"""What pages know of nodes and who uses them before the first sample comes; `static/js/fleet.js` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.db.models import F
+
+from deployments.models import Deployment
+from deployments.states import SERVING, DeploymentState
+from nodes.models import Job, Node
+from nodes.states import JOB_ACTIVE, NodeState
+
+NODE_STATES = tuple(NodeState)
+#: States whose reason is worth a line beside the node.
+_TELLING = frozenset({NodeState.NEW, NodeState.UNREACHABLE, NodeState.FAILED})
+
+
+def nodes() -> list[Node]:
+    """All nodes with what a tile needs of their facts, without reading the rest of them."""
+    wanted = {name: F(f"facts_json__{name}") for name in ("gpus", "cpus", "memory_total")}
+    found = Node.objects.select_related("cluster").defer("facts_json").annotate(
+        known_gpus=wanted["gpus"], known_cpus=wanted["cpus"], known_memory=wanted["memory_total"]
+    )
+    return list(found)
+
+
+def gpus_of(node: Node) -> list[list[Any]]:
+    """``[index, name, MiB]`` of each GPU of a node from `nodes`."""
+    known = getattr(node, "known_gpus", None) or []
+    return [[gpu.get("index", 0), gpu.get("name", ""), gpu.get("memory_total_mib", 0)] for gpu in known]
+
+
+def memory_of(node: Node) -> int:
+    return int(getattr(node, "known_memory", None) or 0)
+
+
+def at_work(deployments: Iterable[Deployment]) -> list[Deployment]:
+    """Those that use their nodes' memory."""
+    return [one for one in deployments if one.state in SERVING or one.state == DeploymentState.ROLLING_OUT]
+
+
+def fleet(found: Sequence[Node], deployments: Iterable[Deployment], everything: bool = True) -> dict[str, Any]:
+    """The nodes from `nodes`, and which deployment a job on them belongs to. ``everything``: they are all nodes."""
+    working = at_work(deployments)
+    by_cluster: dict[int, list[str]] = {}
+    for one in working:
+        by_cluster.setdefault(one.cluster_id, []).append(one.name)
+    return {
+        "nodes": [_node(node, by_cluster.get(node.cluster_id or 0, [])) for node in found],
+        "deployments": {one.name: one.get_absolute_url() for one in working},
+        "jobs": _jobs(found, working, by_cluster),
+        "active": [str(pk) for pk in Job.objects.filter(state__in=JOB_ACTIVE).values_list("pk", flat=True)],
+        "everything": everything,
+    }
+
+
+def _node(node: Node, serves: list[str]) -> dict[str, Any]:
+    return {
+        "id": node.pk,
+        "name": node.name,
+        "url": node.get_absolute_url(),
+        "state": node.state,
+        "reason": node.reason.partition("\n")[0][:200] if node.state in _TELLING else "",
+        "address": "" if node.kind == Node.Kind.LOCAL else node.address,
+        "cluster": node.cluster.name if node.cluster else "",
+        "labels": list(node.labels),
+        "cpus": getattr(node, "known_cpus", None) or 0,
+        "memory": memory_of(node),
+        "gpus": gpus_of(node),
+        "serves": serves,
+    }
+
+
+def _jobs(
+    found: Sequence[Node], working: Sequence[Deployment], by_cluster: dict[int, list[str]]
+) -> dict[str, list[str]]:
+    """Job → deployments: its own server; or, for the Ray of a node, whatever runs in the cluster."""
+    rays = {str(node.ray_id): by_cluster.get(node.cluster_id or 0, []) for node in found if node.ray_id}
+    servers = {str(one.server_id): [one.name] for one in working if one.server_id}
+    return {**rays, **servers}
