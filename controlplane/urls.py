@@ -31,6 +31,6 @@ urlpatterns = [
     path("usage/", usage, name="usage"),
     path("usage/usage.csv", usage_csv, name="usage-csv"),
     path("telemetry/", recent, name="telemetry-recent"),
-    path("telemetry/<str:source>/", series, name="telemetry"),
+    path("telemetry/<slug:kind>/<int:number>/", series, name="telemetry"),
     path("jobs/<uuid:job_id>/log", job_log, name="job-log"),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.db.models import F
+from django.db.models import F, QuerySet
 
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
@@ -17,10 +17,10 @@ NODE_STATES = tuple(NodeState)
 _TELLING = frozenset({NodeState.NEW, NodeState.UNREACHABLE, NodeState.FAILED})
 
 
-def nodes() -> list[Node]:
-    """All nodes with what a tile needs of their facts, without reading the rest of them."""
+def nodes(among: QuerySet[Node] | None = None) -> list[Node]:
+    """Nodes (all of them, or those) with what a tile needs of their facts, without reading the rest of them."""
     wanted = {name: F(f"facts_json__{name}") for name in ("gpus", "cpus", "memory_total")}
-    found = Node.objects.select_related("cluster").defer("facts_json").annotate(
+    found = (Node.objects.all() if among is None else among).select_related("cluster").defer("facts_json").annotate(
         known_gpus=wanted["gpus"], known_cpus=wanted["cpus"], known_memory=wanted["memory_total"]
     )
     return list(found)

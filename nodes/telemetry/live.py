@@ -1,7 +1,7 @@
 """The newest samples for the pages of this process: read from Redis once, handed to each page at its own pace.
 
-A page that is slow holds up nobody: what waits for it is the set of names that it has not seen the newest sample of, and
-it is told how many samples it was not sent. They are in `store`, and `history` answers for them.
+A page that is slow holds up nobody: what waits for it is the set of names that it has not seen the newest sample of,
+and it is told how many samples it was not sent. They are in `store`, and `history` answers for them.
 """
 
 from __future__ import annotations

@@ -13,13 +13,12 @@ MOST = 64
 
 
 @require_safe
-def series(request: HttpRequest, source: str) -> JsonResponse:
-    """``/telemetry/node:3/?span=hour|day|month``"""
+def series(request: HttpRequest, kind: str, number: int) -> JsonResponse:
+    """``/telemetry/node/3/?span=hour|day|month``"""
     span = request.GET.get("span", "hour")
-    kind, _, number = source.partition(":")
-    if span not in history.SPANS or not number.isdecimal() or kind not in history.streams:
+    if span not in history.SPANS or kind not in history.streams:
         raise Http404
-    found = history.Source(source, history.streams[kind](int(number)))
+    found = history.Source(f"{kind}:{number}", history.streams[kind](number))
     return JsonResponse(history.of(found, span), json_dumps_params={"separators": (",", ":")})
 
 

@@ -43,7 +43,7 @@ export function listen(names, reader) {
 
 /** The samples of a source ("node:3") over a span, and the seconds that each stands for. Rejects when there are none. */
 export async function past(source, span) {
-  const answer = await fetch(`/telemetry/${source}/?span=${span}`, { headers: { Accept: "application/json" } });
+  const answer = await fetch(`/telemetry/${source.replace(":", "/")}/?span=${span}`, { headers: { Accept: "application/json" } });
   if (!answer.ok) throw new Error(String(answer.status));
   return answer.json();
 }
