@@ -8,11 +8,13 @@ from typing import Any
 from django.db.models import F, QuerySet
 
 from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
+from deployments.states import SERVING, DeploymentState, ReplicaState
 from nodes.models import Job, Node
 from nodes.states import JOB_ACTIVE, NodeState
 
 NODE_STATES = tuple(NodeState)
+#: Replicas in these states hold no memory.
+AWAY = frozenset({ReplicaState.WAITING, ReplicaState.STOPPED})
 #: States whose reason is worth a line beside the node.
 _TELLING = frozenset({NodeState.NEW, NodeState.UNREACHABLE, NodeState.FAILED})
 
@@ -42,21 +44,40 @@ def at_work(deployments: Iterable[Deployment]) -> list[Deployment]:
 
 
 def fleet(found: Sequence[Node], deployments: Iterable[Deployment], everything: bool = True) -> dict[str, Any]:
-    """The nodes from `nodes`, and which deployment a job on them belongs to. ``everything``: they are all nodes."""
+    """The nodes from `nodes`, and which deployment (with its replicas) a job on them belongs to.
+
+    ``everything``: they are all the nodes there are.
+    """
     working = at_work(deployments)
+    placed = _places(working)
     by_cluster: dict[int, list[str]] = {}
     for one in working:
         by_cluster.setdefault(one.cluster_id, []).append(one.name)
+    rays = {str(node.ray_id): by_cluster.get(node.cluster_id or 0, []) for node in found if node.ray_id}
+    servers = {str(copy.server_id): [one.name] for one in working for copy in one.replicas.all() if copy.server_id}
     return {
-        "nodes": [_node(node, by_cluster.get(node.cluster_id or 0, [])) for node in found],
+        "nodes": [_node(node, placed.get(node.pk, {}) | placed.get(node.name, {})) for node in found],
         "deployments": {one.name: one.get_absolute_url() for one in working},
-        "jobs": _jobs(found, working, by_cluster),
+        "jobs": {**rays, **servers},
         "active": [str(pk) for pk in Job.objects.filter(state__in=JOB_ACTIVE).values_list("pk", flat=True)],
         "everything": everything,
     }
 
 
-def _node(node: Node, serves: list[str]) -> dict[str, Any]:
+def _places(working: Iterable[Deployment]) -> dict[int | str, dict[str, list[int]]]:
+    """Node (by number or name) → deployment → the GPUs that it was given there; none where it chooses itself."""
+    found: dict[int | str, dict[str, list[int]]] = {}
+    for one in working:
+        for copy in one.replicas.all():
+            if copy.state in AWAY:
+                continue
+            found.setdefault(copy.node_id, {}).setdefault(one.name, [])
+            for place in copy.placement:
+                found.setdefault(place["host"], {}).setdefault(one.name, []).append(place.get("gpu"))
+    return found
+
+
+def _node(node: Node, placed: dict[str, list[int]]) -> dict[str, Any]:
     return {
         "id": node.pk,
         "name": node.name,
@@ -69,14 +90,6 @@ def _node(node: Node, serves: list[str]) -> dict[str, Any]:
         "cpus": getattr(node, "known_cpus", None) or 0,
         "memory": memory_of(node),
         "gpus": gpus_of(node),
-        "serves": serves,
+        "serves": list(placed),
+        "placed": placed,
     }
-
-
-def _jobs(
-    found: Sequence[Node], working: Sequence[Deployment], by_cluster: dict[int, list[str]]
-) -> dict[str, list[str]]:
-    """Job → deployments: its own server; or, for the Ray of a node, whatever runs in the cluster."""
-    rays = {str(node.ray_id): by_cluster.get(node.cluster_id or 0, []) for node in found if node.ray_id}
-    servers = {str(one.server_id): [one.name] for one in working if one.server_id}
-    return {**rays, **servers}

@@ -19,7 +19,8 @@ from nodes.states import NodeState
 @require_safe
 def overview(request: HttpRequest) -> HttpResponse:
     nodes = fleet.nodes()
-    deployments = list(Deployment.objects.select_related("cluster__head").defer("cluster__head__facts_json"))
+    told = Deployment.objects.select_related("cluster__head").defer("cluster__head__facts_json")
+    deployments = list(told.prefetch_related("replicas"))
     page = {
         "nodes": nodes,
         "fleet": fleet.fleet(nodes, deployments),

@@ -121,6 +121,10 @@ class Watcher(threading.Thread):
 
     def stop(self) -> None:
         self.stopping.set()
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Let go of the connection; the next one is made only if the host shows the pinned key."""
         with self._lock:
             if self._channel is not None:
                 self._channel.interrupt()
@@ -238,7 +242,8 @@ class Watch:
 
     def turn(self) -> None:
         """One look at everything: who watches what, what is followed, what is unfinished."""
-        nodes = list(Node.objects.exclude(host_key="", kind=Node.Kind.SSH).defer("facts_json"))
+        known = Node.objects.exclude(host_key="", kind=Node.Kind.SSH).select_related("jump", "bastion")
+        nodes = list(known.defer("facts_json", "jump__facts_json"))
         held = self._leases([node.pk for node in nodes])
         mine = {node.pk: node for node in nodes if node.pk in held}
         for gone in self.watchers.keys() - mine.keys():
@@ -247,7 +252,11 @@ class Watch:
         for job in Job.objects.filter(state__in=JOB_ACTIVE, node__in=mine).select_related("node"):
             wanted[job.node_id][str(job.pk)] = logs.place(job)
         for pk, node in mine.items():
-            self._watcher(node).follow(wanted[pk])
+            watcher = self._watcher(node)
+            if node.key_changed:
+                watcher.break_off()
+            else:
+                watcher.follow(wanted[pk])
         self._tick()
 
     def _watcher(self, node: Node) -> Watcher:

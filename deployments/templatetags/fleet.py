@@ -16,7 +16,7 @@ register = template.Library()
 @register.simple_tag
 def fleet_of(node: Node) -> dict[str, Any]:
     """``{% fleet_of node as fleet %}``: what static/js/fleet.js draws this node from."""
-    deployments = Deployment.objects.filter(cluster=node.cluster_id) if node.cluster_id else ()
+    deployments = Deployment.objects.prefetch_related("replicas")
     return fleet(nodes(Node.objects.filter(pk=node.pk)), deployments, everything=False)
 
 

@@ -102,13 +102,19 @@ export class Tile {
     this.part(name).setAttribute("width", `${Math.max(0, width).toFixed(1)}%`);
   }
 
+  /** Whether a deployment that was given these GPUs of the node (none: it chose itself) may be on this one. */
+  takes(gpus) {
+    return this.index === null || !gpus?.length || gpus.includes(this.index);
+  }
+
   drawHolders() {
     const holders = holdersOf(this.fleet, this.node, this.index);
     this.otherMib = holders.otherMib;
-    const told = JSON.stringify([[...holders.ours], holders.others, this.node.serves]);
+    const own = this.node.serves.filter((name) => this.takes(this.node.placed[name]));
+    const told = JSON.stringify([[...holders.ours], holders.others, own]);
     if (told === this.told) return;
     this.told = told;
-    const who = shown(this.fleet, holders, this.node.serves);
+    const who = shown(this.fleet, holders, own);
     if (!who.length) who.push(Object.assign(document.createElement("span"), { className: "faint", textContent: this.gpu ? word("free") : "" }));
     this.part("who").replaceChildren(...who);
   }

@@ -32,7 +32,8 @@ def make(count: int, gpus: int = 8, prefix: str = "gpu") -> list[Node]:
         Node.objects.filter(pk__in=[node.pk for node in nodes[first : first + 10]]).update(cluster=cluster)
         if first % 30 == 0:
             name = f"{prefix}-model-{first}"
-            Deployment.objects.create(name=name, model="demo", cluster=cluster, port=20700, state="ready")
+            made = Deployment.objects.create(name=name, model="demo", cluster=cluster, port=20700, state="ready")
+            made.replicas.create(number=1, node=nodes[first], port=20700, state="ready")
     return nodes
 
 

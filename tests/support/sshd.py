@@ -91,8 +91,11 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-def start(folder: Path, address: str = "127.0.0.1") -> Sshd:
-    """A server whose users' home is ``folder/home``: HOME and authorized_keys lie there, not in the real home."""
+def start(folder: Path, address: str = "127.0.0.1", settings: str = "") -> Sshd:
+    """A server whose users' home is ``folder/home``: HOME and authorized_keys lie there, not in the real home.
+
+    ``settings``: lines of sshd_config that go before the others, and so win.
+    """
     (folder / "home" / ".ssh").mkdir(parents=True, mode=0o700)
     _keep_pip_configuration(folder / "home")
     keygen(folder / "host_key")
@@ -101,7 +104,7 @@ def start(folder: Path, address: str = "127.0.0.1") -> Sshd:
     port = free_port()
     pip_settings = " ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_"))
     (folder / "sshd_config").write_text(
-        f"""
+        f"""{settings}
 ListenAddress {address}
 Port {port}
 HostKey {folder}/host_key

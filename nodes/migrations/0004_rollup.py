@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0002_node_access'),
+        ('nodes', '0003_step_about'),
     ]
 
     operations = [
