@@ -7,4 +7,13 @@ class DeploymentsConfig(AppConfig):
     verbose_name = _("Deployments")
 
     def ready(self) -> None:
-        from deployments import care, ending, rollout, serving, steps  # noqa: F401  (registers steps, stories and receivers)
+        from deployments import (  # noqa: F401  (registers steps, stories and receivers)
+            canary,
+            care,
+            ending,
+            exchange,
+            mending,
+            rollout,
+            serving,
+            steps,
+        )

@@ -1,4 +1,4 @@
-"""Looking after deployments: what is wanted is compared with what is, when a job ends and once a second besides."""
+"""Jobs that nobody wants any more are ended, however often it takes. What is wanted is in `deployments.mending`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from typing import Any
 from celery import shared_task
 from django.db import transaction
 from django.dispatch import receiver
-from django.utils.translation import gettext as _
 
 from controlplane import streams
 from controlplane.problems import Problem
-from deployments import diagnosis
-from deployments.gateway import routes
-from deployments.models import Replica
-from deployments.states import REPLICA_AT_REST, DeploymentState, ReplicaState
-from nodes import logs, runs, signals, tasks
+from deployments.states import REPLICA_AT_REST, ReplicaState
+from nodes import runs, signals, tasks
 from nodes.models import Job
 from nodes.states import JOB_ACTIVE
 
@@ -23,30 +19,15 @@ from nodes.states import JOB_ACTIVE
 _ENDING_SECONDS = 30
 
 
-@receiver(signals.job_ended)
-def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
-    """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
-    for replica in Replica.objects.filter(server=job, state=ReplicaState.READY).select_related("deployment"):
-        found = diagnosis.match(logs.tail(job, 1 << 20))
-        why = f"{found.cause}\n{found.fix}" if found else runs.last_words(job)
-        reason = _("The model server ended: %(why)s") % {"why": why}
-        if replica.move(ReplicaState.FAILED, reason):
-            end_soon(job)
-            replica.deployment.move(DeploymentState.FAILED, reason)
-            transaction.on_commit(routes.poke)
-
-
 @receiver(signals.tick)
 def look_after(sender: object, **_kwargs: Any) -> None:
-    """Compare what is wanted with what is: a lost message only delays.
+    """What nobody wants must not run: a lost message only delays its end.
 
-    Model servers of deployments that failed or stopped, and jobs of runs that were given up, must not run on. A
-    deployment that serves must have a server that runs.
+    Those are the servers of replicas that are at rest or wait to be started, and jobs of runs that were given up.
     """
-    for job in {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=REPLICA_AT_REST), *runs.orphans()}:
+    unwanted = (*REPLICA_AT_REST, ReplicaState.WAITING)
+    for job in {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=unwanted), *runs.orphans()}:
         end_soon(job)
-    for job in Job.objects.filter(serves__state=ReplicaState.READY).exclude(state__in=JOB_ACTIVE):
-        tasks.send(tasks.job_over, str(job.pk))
 
 
 def end_soon(job: Job | None) -> None:

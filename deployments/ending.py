@@ -8,6 +8,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from deployments import freed
 from deployments.serving import replica_of
 from deployments.states import DeploymentState
 from deployments.steps import deployment_of
@@ -21,6 +22,8 @@ from nodes.states import JOB_ACTIVE
 
 #: After this long a server that was asked to end is killed.
 GRACE = timedelta(seconds=20)
+#: After its end a server's memory is free within this time.
+MEMORY_TIME = timedelta(seconds=40)
 
 
 def _end(job: Job | None) -> Satisfied | Waiting:
@@ -38,6 +41,23 @@ def _ended(step: Step, job: Job | None) -> Done | Waiting:
     if (late or runner_is_gone) and runs.end_job(job, "KILL") == 0 and runner_is_gone:
         return Done(_("no process is left"))
     return Waiting(_("waiting for its processes to end"))
+
+
+def _stop_server(step: Step) -> Satisfied | Waiting:
+    replica = replica_of(step)
+    freed.remember(replica)
+    return _end(replica.server)
+
+
+def _server_ended(step: Step) -> Done | Waiting:
+    """Over when no process is left and the memory is back, which a driver may need some seconds for."""
+    replica = replica_of(step)
+    ended = _ended(step, replica.server)
+    if isinstance(ended, Waiting):
+        return ended
+    late = step.started_at is not None and timezone.now() - step.started_at > GRACE + MEMORY_TIME
+    proof = freed.proof(replica, last_look=late)
+    return Waiting(_("waiting for its memory to be free")) if proof is None else Done(proof)
 
 
 def _ray_ended(step: Step) -> Done | Waiting:
@@ -58,7 +78,6 @@ def _stop_ray(step: Step) -> Satisfied | Waiting:
 
 
 runs.register(
-    StepKind("stop-server", gettext_lazy("Stop the model server"), lambda step: _end(replica_of(step).server),
-             lambda step: _ended(step, replica_of(step).server)),
+    StepKind("stop-server", gettext_lazy("Stop the model server"), _stop_server, _server_ended),
     StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, _ray_ended),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
@@ -20,7 +21,7 @@ from controlplane.problems import Problem
 from deployments import care, placing
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
-from deployments.states import SERVING, DeploymentState, ReplicaState
+from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
 from nodes import preparation, registration, runs
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
@@ -69,7 +70,8 @@ def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
     _check_server_is_gone(deployment)
     with transaction.atomic():
-        if not deployment.move(DeploymentState.ROLLING_OUT):
+        state = deployment.fresh().state
+        if state not in AT_REST or not deployment.move(DeploymentState.ROLLING_OUT, only_from=state):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")
                 % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},
@@ -90,14 +92,21 @@ def _check_server_is_gone(deployment: Deployment) -> None:
         )
 
 
-def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
-    head = deployment.cluster.head
+def _rollout_stages(deployment: Deployment, replicas: Sequence[Replica]) -> Stages:
+    prepare = preparation.prepare_stages(deployment.cluster.head)[:-1]  # "room" looks at the server once more
+    return [*prepare, *start_stages(deployment, replicas)]
+
+
+def start_stages(deployment: Deployment, replicas: Sequence[Replica]) -> list[list[runs.Planned]]:
+    """What brings these replicas up on nodes that are prepared. Those of earlier starts must have ended."""
     hosts = list({replica.node_id: replica.node for replica in replicas}.values())
-    prepare = preparation.prepare_stages(head)[:-1]  # "room" looks at the server once more
-    return [
-        *prepare, [("model", node) for node in hosts], [("room", node) for node in hosts], [("ray", head)],
-        *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),
-    ]  # fmt: skip
+    with_ray = deployment.executor == Deployment.Executor.RAY
+    stages: list[list[runs.Planned]] = [[("model", node) for node in hosts], [("room", node) for node in hosts]]
+    if with_ray:
+        stages.append([("ray", deployment.cluster.head)])
+    elif any(one.gpus for one in replicas):
+        stages.append([("own-gpus", one.node, one.subject) for one in replicas])
+    return stages + [[(kind, one.node, one.subject) for one in replicas] for kind in ("serve", "verify")]
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
@@ -119,7 +128,7 @@ def stop(deployment: Deployment, by: User | None) -> Run:
 
 def delete(deployment: Deployment, by: User | None) -> None:
     """Forget a deployment that is not running. Raises `Problem` while it is."""
-    if deployment.fresh().state not in (DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED):
+    if deployment.fresh().state not in AT_REST:
         raise Problem(_("%(name)s is still running.") % {"name": deployment.name}, _("Stop it first."))
     _check_server_is_gone(deployment)
     cluster = deployment.cluster

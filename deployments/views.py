@@ -16,12 +16,9 @@ from controlplane.views import go
 from deployments import rollout
 from deployments.forms import DeploymentForm
 from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
+from deployments.states import AT_REST, SERVING
 from nodes.models import Node, Run
 from nodes.pages import sources, stories
-
-#: From these states a deployment can be started, and only then deleted.
-AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
 
 
 def _all() -> list[Deployment]:
