@@ -7,7 +7,9 @@ class DeploymentsConfig(AppConfig):
     verbose_name = _("Deployments")
 
     def ready(self) -> None:
-        from deployments import (  # noqa: F401  (registers steps, stories and receivers)
+        # They register steps, stories, tasks and receivers.
+        from deployments import (  # noqa: F401
+            accepted,
             canary,
             care,
             ending,

@@ -17,13 +17,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care, mending, placing, rollout
+from deployments import mending, placing, rollout
 from deployments.gateway import draining, routes
 from deployments.models import Deployment, Replica
 from deployments.replacing import Room, Seat, Way, way
 from deployments.serving import DEFAULT_SHARE, replica_of
 from deployments.states import MENDING, REPLICA_AT_REST, SERVING, DeploymentState, ReplicaState
-from nodes import runs
+from nodes import ending, runs
 from nodes.facts import Facts
 from nodes.models import Node, Run, Step
 from nodes.recipes import Satisfied
@@ -173,7 +173,7 @@ def _give_up(new: list[Replica], old: list[Replica], reason: str) -> None:
         return
     for replica in new:
         if replica.state != ReplicaState.READY and replica.move(ReplicaState.FAILED, reason):
-            care.end_soon(replica.server)
+            ending.end_soon(replica.server)
     for replica in old:
         if replica.state == ReplicaState.DRAINING and replica.server is not None and replica.server.state in JOB_ACTIVE:
             replica.move(ReplicaState.READY)

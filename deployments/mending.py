@@ -18,11 +18,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care, diagnosis, rollout
+from deployments import diagnosis, rollout
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import MENDING, SERVING, DeploymentState, ReplicaState
-from nodes import logs, runs, signals, tasks
+from nodes import ending, logs, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.runs import Story
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
@@ -52,7 +52,7 @@ def ended(replica: Replica, why: str) -> bool:
     waits = {"failures": failures, "restart_at": now() + delay(failures), "phase": "", "percent": 0}
     if not replica.move(ReplicaState.WAITING, why, only_from=replica.state, **waits):
         return False
-    care.end_soon(replica.server)
+    ending.end_soon(replica.server)
     assess(replica.deployment)
     transaction.on_commit(routes.poke)
     return True
@@ -143,7 +143,8 @@ def recover(replica: Replica) -> Run | None:
             Replica.objects.filter(pk=replica.pk).update(restarts=replica.restarts + 1)
             if not deployment.replicas.filter(state=ReplicaState.READY).exists():
                 deployment.move(DeploymentState.ROLLING_OUT, replica.reason)
-            stages = rollout.start_stages(deployment, [replica])
+            away = Node.objects.filter(state=NodeState.UNREACHABLE)
+            stages = rollout.start_stages(deployment, [replica], without=list(away))
             return runs.start("recover", deployment.subject, stages, None, replica=replica.pk)
     except Problem:  # another run of the deployment goes on; it will be due again
         return None

@@ -1,12 +1,11 @@
 """The life of a deployment, as stories: rolled out over its cluster in stages, stopped, deleted, and looked after.
 
-A rollout: environment → model → room → Ray → serve → verify with a real prompt → READY. Every step is skipped where the
-facts already satisfy it. What fails says where and why, and leaves no model server behind.
+A rollout: environment → model → room → Ray → free GPUs → serve → verify with a real prompt → READY. Every step is
+skipped where the facts already satisfy it. What fails says where and why, and leaves no model server behind.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +17,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care, placing
+from deployments import placing
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
-from nodes import preparation, registration, runs
+from nodes import clusters, ending, preparation, registration, runs
+from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
@@ -32,17 +32,18 @@ DEMO_NAME = "smollm2"
 
 
 def create(
-    name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
+    name: str, model: str, on: Node | Cluster, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
-    """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
-    cluster = _cluster_of(node)
+    """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
+    cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
+    head = cluster.head
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
-    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
+    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(
             _("Port %(port)d on %(node)s belongs to the deployment %(name)s.")
-            % {"port": port, "node": node.name, "name": taken[port]},
+            % {"port": port, "node": head.name, "name": taken[port]},
             _("Choose another port, or leave the field empty."),
         )
     return Deployment.objects.create(
@@ -53,17 +54,6 @@ def create(
 def _free_port(taken: set[int]) -> int:
     first = port_plan(settings.PORT_BASE).end
     return next(port for port in range(first, first + placing.SERVER_PORTS) if port not in taken)
-
-
-@transaction.atomic
-def _cluster_of(node: Node) -> Cluster:
-    """The cluster the node is in; a cluster of its own is made where there is none."""
-    if node.cluster is None:
-        node.cluster, _made = Cluster.objects.get_or_create(
-            name=node.name, defaults={"head": node, "ray_token": secrets.token_hex(32)}
-        )
-        node.save(update_fields=["cluster"])
-    return node.cluster
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
@@ -93,17 +83,30 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 
 
 def _rollout_stages(deployment: Deployment, replicas: Sequence[Replica]) -> Stages:
-    prepare = preparation.prepare_stages(deployment.cluster.head)[:-1]  # "room" looks at the server once more
+    """The same environment everywhere first; "room" then looks at each node once more."""
+    prepare = preparation.prepare_stages(*_nodes(deployment, replicas))[:-1]
     return [*prepare, *start_stages(deployment, replicas)]
 
 
-def start_stages(deployment: Deployment, replicas: Sequence[Replica]) -> list[list[runs.Planned]]:
-    """What brings these replicas up on nodes that are prepared. Those of earlier starts must have ended."""
-    hosts = list({replica.node_id: replica.node for replica in replicas}.values())
-    with_ray = deployment.executor == Deployment.Executor.RAY
-    stages: list[list[runs.Planned]] = [[("model", node) for node in hosts], [("room", node) for node in hosts]]
-    if with_ray:
-        stages.append([("ray", deployment.cluster.head)])
+def _nodes(deployment: Deployment, replicas: Sequence[Replica]) -> list[Node]:
+    """The nodes that these replicas need: with Ray all of the cluster, the head first."""
+    if deployment.executor == Deployment.Executor.RAY:
+        return members(deployment.cluster)
+    return list({replica.node_id: replica.node for replica in replicas}.values())
+
+
+def start_stages(
+    deployment: Deployment, replicas: Sequence[Replica], without: Sequence[Node] = ()
+) -> list[list[runs.Planned]]:
+    """The model on every node, Ray on all of them, then the servers of these replicas where they belong.
+
+    Nodes must be prepared; those ``without`` which it has to do are left alone.
+    """
+    nodes = [node for node in _nodes(deployment, replicas) if node not in without]
+    stages: list[list[runs.Planned]] = [[(kind, node) for node in nodes] for kind in ("model", "room")]
+    if deployment.executor == Deployment.Executor.RAY:
+        about = replicas[0].subject if len(replicas) == 1 else ""
+        stages += [*clusters.ray_stages(nodes), [("placement", nodes[0], about)]]
     elif any(one.gpus for one in replicas):
         stages.append([("own-gpus", one.node, one.subject) for one in replicas])
     return stages + [[(kind, one.node, one.subject) for one in replicas] for kind in ("serve", "verify")]
@@ -121,7 +124,8 @@ def stop(deployment: Deployment, by: User | None) -> Run:
         ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
         for replica in servers:
             replica.move(ReplicaState.STOPPING)
-        run = runs.start("stop", deployment.subject, [ends, [("stop-ray", deployment.cluster.head)]], by)
+        ray: list[runs.Planned] = [("stop-ray", node) for node in members(deployment.cluster)]
+        run = runs.start("stop", deployment.subject, [ends, ray], by)
     transaction.on_commit(routes.poke)
     return run
 
@@ -133,7 +137,7 @@ def delete(deployment: Deployment, by: User | None) -> None:
     _check_server_is_gone(deployment)
     cluster = deployment.cluster
     deployment.delete()
-    if not cluster.deployments.exists() and cluster.nodes.count() <= 1:
+    if not cluster.kept and not cluster.deployments.exists() and len(members(cluster)) == 1:
         cluster.delete()
     routes.poke()
 
@@ -174,7 +178,7 @@ def _rolled_out(run: Run, ok: bool, reason: str) -> None:
         if ok:
             replica.move(ReplicaState.READY, percent=100)
         elif replica.move(ReplicaState.FAILED, reason):
-            care.end_soon(replica.server)
+            ending.end_soon(replica.server)
     if ok:
         deployment.move(DeploymentState.READY)
         for node in deployment.cluster.nodes.all():

@@ -218,7 +218,7 @@ def test_a_server_that_still_runs_is_ended_before_it_is_started_again(
     clock.on(minutes=1)
     tick()
     assert unfinished() is None
-    assert "end_job" in sent
+    assert "end_unwanted" in sent
 
 
 # --- nodes and sight ---
@@ -328,7 +328,7 @@ def test_an_engine_that_generates_nothing_is_taken_for_dead_after_three_prompts(
         canary.look_at(replica(deployment).pk)
     now = replica(deployment)
     assert (now.state, now.reason) == ("waiting", "The server answers, but its engine generates nothing any more.")
-    assert "end_job" in sent
+    assert "end_unwanted" in sent
 
 
 def test_one_good_answer_forgets_the_bad_ones(deployment: Deployment, engine: type[Engine]) -> None:
