@@ -14,12 +14,9 @@ from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
 from deployments import plan_page, prediction, rollout
 from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
+from deployments.states import AT_REST, SERVING
 from nodes.models import Node, Run
 from nodes.pages import sources, stories
-
-#: From these states a deployment can be started, and only then deleted.
-AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
 
 
 def _all() -> list[Deployment]:
