@@ -51,8 +51,9 @@ def _own_gpus(step: Step) -> Done:
     return Done(", ".join(f"GPU {gpu.index}" for gpu in mine))
 
 
-def _serve(step: Step) -> Command:
-    replica, node = replica_of(step), step.node
+def command_of(replica: Replica) -> Command:
+    """What starts the replica's server on its node. Raises `Problem` for options that cannot be passed on."""
+    node = replica.node
     site, spec = preparation.site(node), replica.spec
     model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
     plan = clusters_steps.plan_of(replica.deployment.cluster)
@@ -128,6 +129,7 @@ def _verify(step: Step) -> Done:
 
 runs.register(
     StepKind("own-gpus", gettext_lazy("GPU memory"), _own_gpus),
-    StepKind("serve", gettext_lazy("vLLM server"), _serve, _serve_probe, True, _explain, _attach_server),
+    StepKind("serve", gettext_lazy("vLLM server"), lambda step: command_of(replica_of(step)), _serve_probe, True,
+             _explain, _attach_server),
     StepKind("verify", gettext_lazy("A real prompt"), _verify),
 )

@@ -12,6 +12,7 @@ urlpatterns = [
     path("<str:name>/edit/", form_views.edit, name="deployment-edit"),
     path("<str:name>/history/", revision_views.history, name="deployment-history"),
     path("<str:name>/history/<int:number>/", revision_views.restore, name="deployment-restore"),
+    path("<str:name>/commands/", form_views.commands, name="deployment-commands"),
     path("<str:name>/export/", revision_views.export, name="deployment-export"),
     path("<str:name>/start/", views.start, name="deployment-start"),
     path("<str:name>/stop/", views.stop, name="deployment-stop"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import time
 from pathlib import Path
@@ -14,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.problems import Problem
-from deployments import model_files, planning
+from controlplane.secrets import Secret
+from deployments import command_page, model_files, placing, planning, revisions, serving
 from deployments.forms import initial, parse_flags, written_flags
 from deployments.models import Deployment
 from deployments.spec import Spec
 from nodes.models import Cluster, Node
+from nodes.remote.command import script
 from nodes.remote.local import LocalHost
 from nodes.telemetry import store
 from tests.plans import HERE
@@ -169,6 +172,10 @@ def test_a_gpu_that_another_deployment_has_is_not_planned_with(four: Cluster) ->
     found = planning.plan_for(spec)
     assert found.plan is not None
     assert {place.host for place in found.plan.placement} == {"te1", "te3", "te4"}
+    other.replicas.update(placement=[{"host": f"te{i}", "gpu": 0} for i in range(1, 5)])
+    full = planning.plan_for(spec)
+    assert full.impossible is not None
+    assert "It fits with TP=1, PP=4 once other processes have freed the GPUs' memory." in str(full.impossible)
     own = planning.plan_for(spec, besides=other).plan  # what is being changed may use its own GPUs
     assert own is not None
     assert len(own.placement) == 4
@@ -246,3 +253,46 @@ def test_a_specification_fills_the_form_and_comes_back(four: Cluster) -> None:
     assert shown["max_num_seqs"] == 8
     assert shown["layout"] == "hand"
     assert parse_flags(shown["extra"]) == {"max-model-len": "4k", "seed": "1", "dtype": "half"}
+
+
+# --- show commands ---
+
+
+def test_the_commands_are_those_of_the_rollout_with_secrets_masked(operator: Client, four: Cluster) -> None:
+    page = html.unescape(planned(operator, extra="seed=1"))
+    assert page.count("start --block") == 0  # one argument a line
+    assert page.count("--block") == 4
+    assert page.count("--head") == 1
+    assert page.count("--address=127.0.0.2:") == 3
+    assert "exec \"$1\" serve --config \"$QD_JOB/serve.yaml\"" in page
+    assert "pipeline-parallel-size: 4" in page
+    assert "seed: 1" in page
+    assert "export VLLM_API_KEY=••••••" in page
+    assert "$QD_JOB/ray.token" in page
+
+
+def test_the_commands_of_a_deployment_hide_its_key(operator: Client, four: Cluster) -> None:
+    operator.post(reverse("deployment-new"), fields())
+    made = Deployment.objects.get(name="qwen")
+    page = text_of(operator.get(reverse("deployment-commands", args=["qwen"])))
+    assert "serve.yaml" in page
+    assert made.api_key.reveal() not in page
+    assert str(made.port) in page
+
+
+def test_what_is_shown_is_what_the_rollout_runs(four: Cluster) -> None:
+    spec = Spec("qwen", QWEN, cluster="four-a10", options={"seed": 1})
+    made = revisions.create(spec, None)
+    planned = planning.plan_for(spec)
+    (replica,) = placing.place(made)
+    (draft,) = command_page.would_be(command_page.draft_of(spec, planned))
+    draft.deployment.api_key = made.api_key
+    draft.port = replica.port
+    assert serving.command_of(draft) == serving.command_of(replica)
+
+
+def test_an_argument_of_a_script_is_one_line_and_can_be_pasted() -> None:
+    command = script('echo "$1"', "a b", env={"KEY": Secret("s3cret"), "A": "x y"})
+    assert command_page.script_of(command) == (
+        "export KEY=••••••\nexport A='x y'\nsh -euc 'echo \"$1\"' sh \\\n    'a b'"
+    )

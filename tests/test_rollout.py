@@ -18,8 +18,8 @@ from pytest_django import Settings
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from deployments import exchange, rollout
 from deployments import engine as engine_module
+from deployments import exchange, rollout
 from deployments.gateway import routes
 from deployments.gateway.client import Origin
 from deployments.models import Deployment, Replica
