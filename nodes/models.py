@@ -14,7 +14,10 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from nodes import states
+from nodes.candidates import Batch, Candidate
 from nodes.facts import Facts
+
+__all__ = ["ArchivedLog", "Bastion", "Batch", "Candidate", "Cluster", "Identity", "Job", "Node", "Run", "Step"]
 
 
 class Cluster(models.Model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from kombu.exceptions import OperationalError
 
 from controlplane import streams
 from nodes import logs, runs, signals
-from nodes.models import Job
+from nodes.models import Batch, Job
 from nodes.remote.errors import HostProblem
 from nodes.states import JOB_ACTIVE
 
@@ -51,6 +52,23 @@ def advance_run(run_id: int) -> None:
         streams.client().delete(busy)
     if streams.client().delete(again):
         send(advance_run, run_id)
+
+
+@shared_task
+def advance_batch(batch_id: int) -> None:
+    """Go on with servers that are being registered."""
+    from nodes import batches
+
+    with suppress(Batch.DoesNotExist):  # an old one, which was just deleted
+        batches.advance(batch_id)
+
+
+@shared_task
+def sweep_batches() -> None:
+    """Go on with, give up or forget what is left of registrations."""
+    from nodes import batches
+
+    batches.sweep()
 
 
 @shared_task
