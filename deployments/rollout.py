@@ -34,7 +34,7 @@ def create(
     name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
     """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
-    cluster = _cluster_of(node)
+    cluster = cluster_of(node)
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
@@ -55,7 +55,7 @@ def _free_port(taken: set[int]) -> int:
 
 
 @transaction.atomic
-def _cluster_of(node: Node) -> Cluster:
+def cluster_of(node: Node) -> Cluster:
     """The cluster the node is in; a cluster of its own is made where there is none."""
     if node.cluster is None:
         node.cluster, _made = Cluster.objects.get_or_create(

@@ -23,6 +23,16 @@ grep -qxF "$1" "$HOME/.ssh/authorized_keys" || {
     echo "$1" >> "$HOME/.ssh/authorized_keys"
 }
 """
+# Replaced as a whole or not at all: on a full disk nobody may lose their keys. grep's status 1: no line is left.
+_REMOVE_KEY = """
+f="$HOME/.ssh/authorized_keys"
+[ -f "$f" ] || exit 0
+umask 077
+new="$f.quarterdeck"
+cp -p "$f" "$new"
+{ grep -vxF "$1" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
+mv "$new" "$f"
+"""
 # -k: what sudo remembers of an earlier password is no proof. The password comes on standard input.
 _ASK_ROOT = """
 [ "$(id -u)" != 0 ] || { echo root; exit; }
@@ -42,6 +52,11 @@ def own_line() -> str:
 def install_key(host: Host) -> None:
     """Add our own key to the user's authorized_keys, once. Raises `HostProblem`."""
     ask(host, script(_INSTALL_KEY, own_line()))
+
+
+def remove_key(host: Host) -> None:
+    """Take our own key out of the user's authorized_keys again. Raises `HostProblem`."""
+    ask(host, script(_REMOVE_KEY, own_line()))
 
 
 def root_there(host: Host, wanted: str, password: Secret) -> Node.Sudo:

@@ -136,8 +136,10 @@ def _work(candidate: Candidate, batch: Batch, sign_in: SignIn) -> None:
         key = registration.offered_key(login, DIRECT if candidate.is_bastion else way)
         candidate.move(CandidateState.OFFERED, host_key=key.line)
     elif candidate.state == CandidateState.APPROVED and candidate.is_bastion:
-        _use_bastion(batch, registration.register_bastion(login, candidate.host_key))
+        bastion = registration.register_bastion(login, candidate.host_key)
+        Batch.objects.filter(pk=batch.pk).update(bastion=bastion)
         candidate.move(CandidateState.REGISTERED)
+        queue(batch)  # the others can be asked now
     elif candidate.state == CandidateState.APPROVED:
         node = _registered(candidate, login, batch, way)
         candidate.move(CandidateState.REGISTERED, node=node)
@@ -154,12 +156,6 @@ def _registered(candidate: Candidate, login: Login, batch: Batch, way: Way) -> N
         name=login.name, address=login.address, port=login.port, user=login.user, host_key=candidate.host_key,
         created_at__gte=batch.created_at).first()
     return known or registration.register(login, candidate.host_key, batch.created_by, way)
-
-
-def _use_bastion(batch: Batch, bastion: Bastion) -> None:
-    batch.bastion = bastion
-    batch.save(update_fields=["bastion"])
-    queue(batch)
 
 
 def _give_up(batch: Batch, problem: Problem) -> None:

@@ -20,6 +20,15 @@ _PORT = _("A port is a number from 1 to 65535.")
 _OFF = {"autocomplete": "off"}
 #: The jump host is one that is typed, not a node.
 OTHER = "other"
+#: Characters of a pasted list.
+LONGEST_LIST = 60_000
+
+
+def understood(hosts: str, user: str, port: int) -> list[Row | Bad]:
+    """A list as it would be registered now, beside the nodes there are."""
+    nodes = Node.objects.filter(kind=Node.Kind.SSH).values_list("user", "address", "port", "name")
+    known = {(user, address, port): name for user, address, port, name in nodes}
+    return parse(hosts[:LONGEST_LIST], user, port, {*Node.objects.values_list("name", flat=True)}, known)
 
 
 class NodeForm(DeckForm):
@@ -44,7 +53,7 @@ class NodeForm(DeckForm):
     hosts = forms.CharField(
         label=_("Servers, one a line"),
         required=False,
-        max_length=60_000,
+        max_length=LONGEST_LIST,
         widget=forms.Textarea(attrs={"rows": 7, "class": "mono", "spellcheck": "false",
                                      "placeholder": "root@te[1-4]\n172.18.81.[126-129]\nops@atlas.lab:2222"}),
         help_text=_("user@host:port, with ranges such as te[1-4] or 172.18.81.[126-129]. "
@@ -205,8 +214,7 @@ class NodeForm(DeckForm):
         data = self.cleaned_data
         if not self.many:
             return [Row(1, "", data["name"], data["user"], data["address"], data["port"])]
-        taken = set(Node.objects.values_list("name", flat=True))
-        return parse(data.get("hosts", ""), data.get("user", ""), data.get("port") or 22, taken)
+        return understood(self.data.get("hosts", ""), data.get("user", ""), data.get("port") or 22)
 
     def sign_in(self) -> SignIn:
         """How to sign in; only the secrets of the chosen way."""

@@ -7,16 +7,18 @@ bad say why. Nothing is expanded before it is counted, so a list can ask for `MO
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from types import MappingProxyType
 
 from django.utils.translation import gettext as _
 
 from nodes.names import is_address, is_ip, is_name, is_user, why_no_address
 
 MOST = 256
+NO_SERVERS: Mapping[tuple[str, str, int], str] = MappingProxyType({})
 #: Characters; the longest name, user and address there can be fit well.
 _LONGEST_ENTRY = 512
 _RANGE = re.compile(r"\[([0-9,\s-]*)\]")
@@ -50,16 +52,34 @@ class _Wrong(ValueError):
     pass
 
 
-def parse(text: str, user: str = "", port: int = 22, taken: Collection[str] = ()) -> list[Row | Bad]:
-    """Read the list. ``user`` and ``port`` are those of entries without; names in ``taken`` are not given again."""
+#: User, address, port.
+Where = tuple[str, str, int]
+
+
+@dataclass
+class _Seen:
+    """What there is already: names, and servers with a word on where."""
+
+    names: set[str]
+    servers: dict[Where, str]
+
+
+def parse(
+    text: str, user: str = "", port: int = 22, taken: Collection[str] = (), known: Mapping[Where, str] = NO_SERVERS
+) -> list[Row | Bad]:
+    """Read the list. ``user`` and ``port`` are those of entries without.
+
+    Names in ``taken`` are not given again; servers in ``known`` (→ their node's name) are registered already.
+    """
     found: list[Row | Bad] = []
-    names, seen = set(taken), dict[tuple[str, str, int], int]()
+    registered = {where: _("Registered already, as %(node)s.") % {"node": node} for where, node in known.items()}
+    seen = _Seen(set(taken), registered)
     for number, typed in enumerate(_entries(text), start=1):
         if len(found) >= MOST:
             found.append(Bad(number, typed[:80], _("At most %(most)d servers at once; this one and those after it "
                                                    "are left out.") % {"most": MOST}))
             break
-        found += _judged(number, typed, (user, port), names, seen, MOST - len(found))
+        found += _judged(number, typed, (user, port), seen, MOST - len(found))
     return found
 
 
@@ -72,8 +92,7 @@ def _entries(text: str) -> Iterator[str]:
 
 
 def _judged(
-    number: int, typed: str, otherwise: tuple[str, int], names: set[str],
-    seen: dict[tuple[str, str, int], int], room: int,
+    number: int, typed: str, otherwise: tuple[str, int], seen: _Seen, room: int
 ) -> Iterator[Row | Bad]:
     try:
         servers = _servers(typed, otherwise, room)
@@ -82,13 +101,13 @@ def _judged(
         return
     for name, login in servers:
         try:
-            yield _row(number, typed, name, login, names, seen)
+            yield _row(number, typed, name, login, seen)
         except _Wrong as wrong:
             user, address, port = login
             yield Bad(number, f"{user}@{address}:{port}"[:80] if len(servers) > 1 else typed[:80], str(wrong))
 
 
-def _servers(typed: str, otherwise: tuple[str, int], room: int) -> list[tuple[str, tuple[str, str, int]]]:
+def _servers(typed: str, otherwise: tuple[str, int], room: int) -> list[tuple[str, Where]]:
     """What the entry expands to: name or "", and login."""
     if len(typed) > _LONGEST_ENTRY:
         raise _Wrong(_("This is too long for one server."))
@@ -148,18 +167,15 @@ def _span(text: str) -> tuple[int, int, int]:
     return first, last, len(match[1]) if match[1].startswith("0") and len(match[1]) > 1 else 0
 
 
-def _row(
-    number: int, typed: str, name: str, login: tuple[str, str, int], names: set[str],
-    seen: dict[tuple[str, str, int], int],
-) -> Row:
+def _row(number: int, typed: str, name: str, login: Where, seen: _Seen) -> Row:
     user, address, port = login
     if not is_address(address):
         raise _Wrong(why_no_address(address))
-    if login in seen:
-        raise _Wrong(_("The same server as in entry %(number)d; registered once.") % {"number": seen[login]})
-    name = _checked_name(name, names) if name else _made_name(login, names)
-    names.add(name)
-    seen[login] = number
+    if login in seen.servers:
+        raise _Wrong(seen.servers[login])
+    name = _checked_name(name, seen.names) if name else _made_name(login, seen.names)
+    seen.names.add(name)
+    seen.servers[login] = _("The same server as in entry %(number)d; registered once.") % {"number": number}
     return Row(number, typed, name, user, address, port)
 
 
@@ -172,7 +188,7 @@ def _checked_name(name: str, names: set[str]) -> str:
     return name
 
 
-def _made_name(login: tuple[str, str, int], names: set[str]) -> str:
+def _made_name(login: Where, names: set[str]) -> str:
     """The host's own name; where two would have the same, as much of the login as tells them apart."""
     user, address, port = login
     whole = re.sub(r"[^A-Za-z0-9]+", "-", address).strip("-")

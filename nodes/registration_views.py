@@ -1,9 +1,9 @@
-"""Pages that register servers: the form, what was understood of a pasted list, the host keys to approve, the progress."""
+"""Pages that register servers: the form, what was understood of a pasted list, host keys to approve, the progress."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ from django.views.decorators.http import require_http_methods, require_POST
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import access, batches
+from nodes import access, batches, forms
 from nodes.candidates import Batch, Candidate
 from nodes.forms import NodeForm
-from nodes.hostlist import Bad, Row, parse
+from nodes.hostlist import Bad, Row
 from nodes.models import Node
 from nodes.pages import fingerprint, key_file
 from nodes.states import CandidateState
@@ -45,7 +45,7 @@ def new(request: SignedIn) -> HttpResponse:
         batch = batches.begin(form.rows(), form.sign_in(), request.user, typed=form.typed(),
                               labels=form.cleaned_data["labels"].split(), **form.way())
         return redirect(batch)
-    page = {"form": form, "own_line": access.own_line(), "rows": form.rows() if form.is_bound and form.many else []}
+    page = {"form": form, "own_line": access.own_line(), **_rows(form.rows() if form.is_bound and form.many else [])}
     return render(request, "nodes/new.html", page, status=409 if form.is_bound else 200)
 
 
@@ -63,15 +63,14 @@ def _typed_before(request: SignedIn) -> dict[str, Any]:
 def understood(request: HttpRequest) -> HttpResponse:
     """What becomes of a list while it is typed. Nothing is asked of anybody."""
     port = request.POST.get("port", "")
-    taken = set(Node.objects.values_list("name", flat=True))
-    rows = parse(request.POST.get("hosts", "")[:60_000], request.POST.get("user", "")[:64],
-                 int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 22, taken)
-    return render(request, "nodes/understood.html", {"rows": rows, **_counted(rows)})
+    rows = forms.understood(request.POST.get("hosts", ""), request.POST.get("user", "")[:64],
+                            int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 22)
+    return render(request, "nodes/understood.html", _rows(rows))
 
 
-def _counted(rows: Iterable[Row | Bad]) -> dict[str, int]:
+def _rows(rows: Sequence[Row | Bad]) -> dict[str, Any]:
     kinds = Counter(type(row) for row in rows)
-    return {"good": kinds[Row], "bad": kinds[Bad]}
+    return {"rows": rows, "good": kinds[Row], "bad": kinds[Bad]}
 
 
 @require_http_methods(["GET", "POST"])

@@ -19,10 +19,11 @@ from django.views.decorators.http import require_POST, require_safe
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import logs, preparation, registration
+from nodes import logs, preparation, registration, removal
 from nodes.models import Job, Node, Run
 from nodes.pages import fact_rows, fingerprint, key_file, sources, stories
 from nodes.preflight import findings
+
 
 @require_safe
 def nodes(request: HttpRequest) -> HttpResponse:
@@ -80,7 +81,7 @@ def approve_key(request: SignedIn, name: str) -> HttpResponse:
 @role_required(ADMIN)
 def remove(request: SignedIn, name: str) -> HttpResponse:
     found = get_object_or_404(Node, name=name)
-    registration.forget(found, request.user)
+    removal.forget(found, request.user)
     messages.success(request, _("%(name)s is removed from Quarterdeck.") % {"name": name})
     return go(request, "nodes")
 
