@@ -147,7 +147,7 @@ def _work(candidate: Candidate, batch: Batch, sign_in: SignIn) -> None:
 
 def _login(candidate: Candidate, sign_in: SignIn, labels: Sequence[str]) -> Login:
     return Login(candidate.name, candidate.address, candidate.port, candidate.user, labels=tuple(labels),
-                 **{name: getattr(sign_in, name) for name in SignIn.__dataclass_fields__})
+                 **sign_in.fields)
 
 
 def _registered(candidate: Candidate, login: Login, batch: Batch, way: Way) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from django.conf import settings
@@ -30,18 +30,22 @@ class SignIn:
     root: str = "auto"
     sudo_password: Secret = NO_SECRET
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def seal(self) -> str:
         """All of it, encrypted, to be kept until the host keys are approved."""
-        fields = {key: value.reveal() if isinstance(value, Secret) else value for key, value in asdict(self).items()}
-        return seal(json.dumps(fields))
+        plain = {key: value.reveal() if isinstance(value, Secret) else value for key, value in self.fields.items()}
+        return seal(json.dumps(plain))
 
     @classmethod
     def unseal(cls, token: str) -> Self:
         """What was sealed, less than `PENDING_SECONDS` ago. Raises `Problem`."""
-        fields: dict[str, Any] = json.loads(unseal(token, PENDING_SECONDS).reveal())
+        plain: dict[str, Any] = json.loads(unseal(token, PENDING_SECONDS).reveal())
         for key in ("password", "private_key", "passphrase", "sudo_password"):
-            fields[key] = Secret(fields[key])
-        return cls(**fields)
+            plain[key] = Secret(plain[key])
+        return cls(**plain)
 
 
 class Batch(models.Model):

@@ -15,6 +15,7 @@ from nodes.candidates import SignIn
 from nodes.hostlist import Bad, Row, parse
 from nodes.models import Node
 from nodes.names import is_address, is_label, is_name, is_user, why_no_address
+from nodes.registration import Login
 
 _PORT = _("A port is a number from 1 to 65535.")
 _OFF = {"autocomplete": "off"}
@@ -228,6 +229,12 @@ class NodeForm(DeckForm):
             root=root,
             sudo_password=Secret(self._sudo_password(data) if root == WITH_PASSWORD else ""),
         )
+
+    def login(self) -> Login:
+        """The one server of the form, as `registration.register` takes it."""
+        data, sign_in = self.cleaned_data, self.sign_in()
+        return Login(data["name"], data["address"], data["port"], data["user"], labels=tuple(data["labels"].split()),
+                     **sign_in.fields)
 
     def way(self) -> dict[str, Any]:
         """The jump host, as `batches.begin` takes it."""

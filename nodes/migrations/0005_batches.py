@@ -11,7 +11,7 @@ import nodes.states
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0003_step_about'),
+        ('nodes', '0004_clusters'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
