@@ -16,6 +16,9 @@ from controlplane.secrets import EncryptedField
 from nodes import states
 from nodes.candidates import Batch, Candidate
 from nodes.facts import Facts
+from nodes.telemetry.models import Rollup
+
+__all__ = ["ArchivedLog", "Cluster", "Identity", "Job", "Node", "Rollup", "Run", "Step"]
 
 __all__ = ["ArchivedLog", "Bastion", "Batch", "Candidate", "Cluster", "Identity", "Job", "Node", "Run", "Step"]
 

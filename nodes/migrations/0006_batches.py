@@ -11,7 +11,7 @@ import nodes.states
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0004_clusters'),
+        ('nodes', '0005_rollup'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
