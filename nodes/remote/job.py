@@ -22,12 +22,16 @@ from typing import Literal
 from nodes.remote.command import Command, python, quote, script
 from nodes.remote.host import Host, ask
 
+# What arrives is moved into place whole: the job may have been started by somebody else meanwhile, and reads its files.
 _LAUNCH = """
 umask 077
 mkdir -p "$1"
 cd "$1"
 if [ -e started ]; then exec cat >/dev/null; fi
-tar -xf -
+new=$(mktemp -d ./new.XXXXXX)
+trap 'rm -rf "$new"' EXIT
+tar -xf - -C "$new"
+mv -f "$new"/* .
 setsid sh ./runner "$1" </dev/null >/dev/null 2>&1 &
 """
 

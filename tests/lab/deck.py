@@ -31,6 +31,11 @@ from nodes import registration
 login = registration.Login(name, address, port, user, private_key=Secret(key))
 answer = registration.register(login, host_key, None).pk
 """
+_PREPARE = """
+from nodes import preparation
+from nodes.models import Node
+answer = preparation.prepare(Node.objects.get(name=name), None).pk
+"""
 _STATE = "from nodes.models import Node; answer = Node.objects.get(name=name).state"
 _FACTS = "from nodes.models import Node; answer = Node.objects.get(name=name).facts_json"
 _RUN = """
@@ -79,6 +84,10 @@ class LabDeck(Deck):
 
     def facts(self, name: str) -> dict[str, Any]:
         return dict(self.do(_FACTS, name=name))
+
+    def prepare(self, name: str) -> int:
+        """Begin to prepare a node; returns the run."""
+        return int(self.do(_PREPARE, name=name))
 
     def run(self, pk: int) -> dict[str, Any]:
         """A run's state, reason and steps (kind, node, state, reason, job)."""

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -184,7 +184,7 @@ class NamespaceHost(Host):
 
 
 def build(
-    record: Record, count: int, disk: str, shm: str, share: Sequence[Path], settings: dict[str, str]
+    record: Record, count: int, disk: str, shm: str, share: Sequence[Path], settings: Mapping[str, str]
 ) -> list[Host]:
     """All hosts, up and answering on port 22."""
     ip("link", "add", record.bridge, "type", "bridge")
@@ -209,7 +209,7 @@ def build(
         return list(pool.map(one, names))
 
 
-def _lay_out(folder: Path, spec: dict[str, Any], disk: str, names: dict[str, str], settings: dict[str, str],
+def _lay_out(folder: Path, spec: dict[str, Any], disk: str, names: dict[str, str], settings: Mapping[str, str],
              key: str) -> None:
     folder.mkdir()
     (folder / "host.json").write_text(json.dumps(spec))
@@ -221,7 +221,8 @@ def _lay_out(folder: Path, spec: dict[str, Any], disk: str, names: dict[str, str
     (etc / "hostname").write_text(f"{spec['name']}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {spec['name']}\n::1 localhost\n")
     (etc / "machine-id").write_text(f"{spec['address'].replace('.', ''):0>32}\n")
-    text = SSHD.format(path=PATH, settings=" ".join(f'"{name}={value}"' for name, value in settings.items()))
+    text = SSHD.format(path=PATH, settings=" ".join(
+        f'"{name}={value.replace("{gateway}", spec["gateway"])}"' for name, value in settings.items()))
     (etc / "ssh/lab_sshd_config").write_text(text)
     _accounts(etc)
     for home, user in (("root", 0), *((f"home/{name}", user) for name, user in ACCOUNTS.items())):
