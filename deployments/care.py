@@ -15,7 +15,7 @@ from deployments import diagnosis
 from deployments.gateway import routes
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
-from nodes import logs, runs, signals, tasks
+from nodes import endings, logs, runs, signals, tasks
 from nodes.models import Job
 from nodes.states import JOB_ACTIVE
 
@@ -28,7 +28,7 @@ def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
     for deployment in Deployment.objects.filter(server=job, state__in=SERVING):
         found = diagnosis.match(logs.tail(job, 1 << 20))
-        why = f"{found.cause}\n{found.fix}" if found else runs.last_words(job)
+        why = f"{found.cause}\n{found.fix}" if found else endings.last_words(job)
         if deployment.move(DeploymentState.FAILED, _("The model server ended: %(why)s") % {"why": why}):
             end_soon(job)
             transaction.on_commit(routes.poke)

@@ -19,7 +19,7 @@ from deployments.models import Deployment
 from deployments.phases import PHASES, STARTED, PhaseReader, Progress
 from deployments.states import DeploymentState
 from deployments.upstream import base_url, inner_address
-from nodes import logs, preparation, runs
+from nodes import endings, logs, preparation, runs
 from nodes.hosts import shared_host
 from nodes.models import Job, Node, Step
 from nodes.recipes import Satisfied, models, ray
@@ -176,7 +176,7 @@ def _ask(deployment: Deployment, method: str, path: str, timeout: float, json: A
 def _explain(step: Step) -> str:
     assert step.job is not None
     found = diagnosis.match(logs.tail(step.job, 1 << 20))
-    return f"{found.cause}\n{found.fix}" if found else runs.last_words(step.job)
+    return f"{found.cause}\n{found.fix}" if found else endings.last_words(step.job)
 
 
 def _verify(step: Step) -> Done:
