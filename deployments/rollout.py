@@ -1,12 +1,11 @@
 """The life of a deployment, as stories: rolled out over its cluster in stages, stopped, deleted, and looked after.
 
-A rollout: environment → model → room → Ray → serve → verify with a real prompt → READY. Every step is skipped where the
-facts already satisfy it. What fails says where and why, and leaves no model server behind.
+A rollout: environment → model → room → Ray → free GPUs → serve → verify with a real prompt → READY. Every step is
+skipped where the facts already satisfy it. What fails says where and why, and leaves no model server behind.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
@@ -17,33 +16,33 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care
+from deployments import care, placing
 from deployments.gateway import routes
-from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
-from nodes import preparation, registration, runs
+from deployments.models import Deployment, Replica
+from deployments.states import SERVING, DeploymentState, ReplicaState
+from nodes import clusters, preparation, registration, runs
+from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
 
 DEMO_NAME = "smollm2"
-#: vLLM's ports on a node, counted from where Ray's port plan ends.
-_SERVER_PORTS = 60
 
 
 def create(
-    name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
+    name: str, model: str, on: Node | Cluster, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
-    """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
-    cluster = _cluster_of(node)
+    """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
+    cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
+    head = cluster.head
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
-    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
+    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(
             _("Port %(port)d on %(node)s belongs to the deployment %(name)s.")
-            % {"port": port, "node": node.name, "name": taken[port]},
+            % {"port": port, "node": head.name, "name": taken[port]},
             _("Choose another port, or leave the field empty."),
         )
     return Deployment.objects.create(
@@ -53,51 +52,43 @@ def create(
 
 def _free_port(taken: set[int]) -> int:
     first = port_plan(settings.PORT_BASE).end
-    return next(port for port in range(first, first + _SERVER_PORTS) if port not in taken)
-
-
-@transaction.atomic
-def _cluster_of(node: Node) -> Cluster:
-    """The cluster the node is in; a cluster of its own is made where there is none."""
-    if node.cluster is None:
-        node.cluster, _made = Cluster.objects.get_or_create(
-            name=node.name, defaults={"head": node, "ray_token": secrets.token_hex(32)}
-        )
-        node.save(update_fields=["cluster"])
-    return node.cluster
+    return next(port for port in range(first, first + placing.SERVER_PORTS) if port not in taken)
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
     _check_server_is_gone(deployment)
     with transaction.atomic():
-        nothing_yet: dict[str, Any] = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
-        if not deployment.move(DeploymentState.ROLLING_OUT, **nothing_yet):
+        if not deployment.move(DeploymentState.ROLLING_OUT):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")
                 % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},
                 _("Wait until it is stopped or ready."),
             )
-        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment), by)
+        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment, placing.place(deployment)), by)
     transaction.on_commit(routes.poke)
     return run
 
 
 def _check_server_is_gone(deployment: Deployment) -> None:
     """A server of an earlier start that is still being ended must not be forgotten: it holds memory and the port."""
-    server = deployment.fresh().server
-    resting = deployment.state in (DeploymentState.FAILED, DeploymentState.STOPPED)
-    if resting and server is not None and server.state in JOB_ACTIVE:
+    resting = deployment.fresh().state in (DeploymentState.FAILED, DeploymentState.STOPPED)
+    if resting and deployment.replicas.filter(server__state__in=JOB_ACTIVE).exists():
         raise Problem(
             _("The last model server of %(name)s is still being ended.") % {"name": deployment.name},
             _("Try again in some seconds. If its server cannot be reached, bring it back first."),
         )
 
 
-def _rollout_stages(deployment: Deployment) -> Stages:
-    head = deployment.cluster.head
-    prepare = preparation.prepare_stages(head)[:-1]  # "room" looks at the server once more
-    return [*prepare, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
+def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
+    """The same environment and the model on every node, Ray on all of them, then the servers where they belong."""
+    nodes = members(deployment.cluster)
+    prepare = preparation.prepare_stages(*nodes)[:-1]  # "room" looks at each node once more
+    everywhere = [[(kind, node) for node in nodes] for kind in ("model", "room")]
+    return [
+        *prepare, *everywhere, *clusters.ray_stages(nodes), [("placement", nodes[0])],
+        *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),
+    ]  # fmt: skip
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
@@ -108,8 +99,12 @@ def stop(deployment: Deployment, by: User | None) -> Run:
         if not deployment.move(DeploymentState.STOPPING):
             raise Problem(
                 _("%(name)s is not running.") % {"name": deployment.name}, _("There is nothing to stop."))
-        head = deployment.cluster.head
-        run = runs.start("stop", deployment.subject, [[("stop-server", head)], [("stop-ray", head)]], by)
+        servers = deployment.replicas.select_related("node").exclude(state=ReplicaState.STOPPED)
+        ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
+        for replica in servers:
+            replica.move(ReplicaState.STOPPING)
+        ray: list[runs.Planned] = [("stop-ray", node) for node in members(deployment.cluster)]
+        run = runs.start("stop", deployment.subject, [ends, ray], by)
     transaction.on_commit(routes.poke)
     return run
 
@@ -121,7 +116,7 @@ def delete(deployment: Deployment, by: User | None) -> None:
     _check_server_is_gone(deployment)
     cluster = deployment.cluster
     deployment.delete()
-    if not cluster.deployments.exists() and cluster.nodes.count() <= 1:
+    if not cluster.kept and not cluster.deployments.exists() and len(members(cluster)) == 1:
         cluster.delete()
     routes.poke()
 
@@ -158,18 +153,25 @@ def shutdown_demo(timeout: float) -> None:
 
 def _rolled_out(run: Run, ok: bool, reason: str) -> None:
     deployment = _about(run)
+    for replica in deployment.replicas.all():
+        if ok:
+            replica.move(ReplicaState.READY, percent=100)
+        elif replica.move(ReplicaState.FAILED, reason):
+            care.end_soon(replica.server)
     if ok:
-        deployment.move(DeploymentState.READY, percent=100)
+        deployment.move(DeploymentState.READY)
         for node in deployment.cluster.nodes.all():
             node.move(NodeState.READY)
     else:
         deployment.move(DeploymentState.FAILED, reason)
-        care.end_soon(deployment.server)
     transaction.on_commit(routes.poke)
 
 
 def _stopped(run: Run, ok: bool, reason: str) -> None:
-    _about(run).move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
+    deployment = _about(run)
+    for replica in deployment.replicas.all():
+        replica.move(ReplicaState.STOPPED if ok else ReplicaState.FAILED, reason)
+    deployment.move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
     transaction.on_commit(routes.poke)
 
 

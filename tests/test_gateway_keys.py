@@ -163,9 +163,11 @@ def test_a_token_of_an_older_quarterdeck_which_had_the_user_only_is_no_token(ada
 def deployed(server: StandIn, state: str) -> Deployment:
     node = Node.objects.create(name="here", kind=Node.Kind.LOCAL, address="127.0.0.1")
     cluster = Cluster.objects.create(name="c", head=node)
-    return Deployment.objects.create(
+    deployment = Deployment.objects.create(
         name="tiny", model="/m", cluster=cluster, port=server.port, state=state, api_key=UPSTREAM_KEY
     )
+    deployment.replicas.create(number=1, node=node, port=server.port, state="ready")
+    return deployment
 
 
 async def test_a_deployment_is_answered_for_from_the_moment_it_is_ready(

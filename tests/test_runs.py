@@ -273,7 +273,7 @@ def test_a_launch_that_failed_does_not_keep_the_next_run_waiting(
         patched.setattr(remote_job, "start", full_disk)
         runs.advance(run.pk)
     assert run.fresh().state == RunState.FAILED
-    assert "No space left on device" in run.fresh().reason
+    assert "The disk of here is full" in run.fresh().reason
     advance_until(begin(node, "one"), RunState.DONE)
 
 

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 
 from controlplane import streams
 from controlplane.secrets import Secret
+from deployments import models
 from deployments.gateway.client import Origin
 from deployments.gateway.draining import Flights
 from deployments.gateway.errors import ApiError, Text
@@ -34,6 +35,9 @@ NOT_SERVED: Mapping[str, tuple[Text, int]] = {
     DeploymentState.ROLLING_OUT: (
         _("The model “{name}” is starting. Try again in a moment; its page shows how far it is."),
         10,
+    ),
+    **dict.fromkeys(  # although the deployment serves: none of its servers does at this moment
+        SERVING, (_("No server of the model “{name}” answers at the moment. Try again soon; its page says more."), 5)
     ),
     DeploymentState.STOPPING: (
         _("The model “{name}” is being stopped. Start its deployment again on its page."),
@@ -78,20 +82,21 @@ Routes = Mapping[str, Route]  # by every name that a request may give
 
 def load() -> dict[str, Route]:
     """All routes from the database: by the names of deployments, and by aliases, which give way to those."""
-    routes = {one.name: _route(one) for one in Deployment.objects.select_related("cluster__head")}
+    routes = {one.name: _route(one) for one in Deployment.objects.prefetch_related("replicas__node")}
     aliases = Alias.objects.values_list("name", "deployment__name")
     return {alias: routes[name] for alias, name in aliases if name in routes} | routes
 
 
 def _route(deployment: Deployment) -> Route:
-    replicas = (_replica(deployment),) if deployment.state in SERVING else ()
+    in_service = [one for one in deployment.replicas.all() if one.in_service and deployment.state in SERVING]
+    replicas = tuple(_replica(one, deployment.api_key) for one in in_service)
     return Route(deployment.name, deployment.state, int(deployment.created_at.timestamp()), replicas)
 
 
-def _replica(deployment: Deployment) -> Replica:
-    address = urlsplit(base_url(deployment))
+def _replica(server: models.Replica, api_key: Secret) -> Replica:
+    address = urlsplit(base_url(server))
     origin = Origin(address.hostname or "", address.port or 80)
-    return Replica(origin, deployment.api_key, str(deployment.server_id or deployment.pk))
+    return Replica(origin, api_key, str(server.server_id or server.subject))
 
 
 def meant(routes: Routes, name: str) -> str:
