@@ -28,8 +28,9 @@ umask 077
 mkdir -p "$1"
 cd "$1"
 if [ -e started ]; then exec cat >/dev/null; fi
-new=$(mktemp -d ./new.XXXXXX)
+new=new.$$
 trap 'rm -rf "$new"' EXIT
+mkdir "$new"
 said=$(tar -xf - -C "$new" 2>&1) || { echo "$said" | head -n 1 >&2; exit 1; }
 mv -f "$new"/* .
 setsid sh ./runner "$1" </dev/null >/dev/null 2>&1 &

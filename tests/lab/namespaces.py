@@ -96,7 +96,7 @@ class NamespaceHost(Host):
             subprocess.run([*words, "tc", "qdisc", "del", "dev", device, "root"], capture_output=True)
 
     def slow(self, rate: str) -> None:
-        shape = ["root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"]
+        shape = ["root", "tbf", "rate", rate, "burst", "32kb", "latency", "100ms"]
         for words, device in self._ends():
             subprocess.run([*words, "tc", "qdisc", "replace", "dev", device, *shape], check=True)
 
