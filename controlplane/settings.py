@@ -218,5 +218,8 @@ METRICS_STREAM_SAMPLES = number("METRICS_STREAM_SAMPLES", 3600)
 TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 #: The package index nodes install from; empty: whatever pip on the node is configured for.
 PIP_INDEX = os.environ.get("PIP_INDEX", "")
+#: Where models are downloaded from unless the Models page names a mirror.
+HF_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+MODELSCOPE_ENDPOINT = os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
 #: The first of the block of 400 ports that Ray and vLLM use on a node.
 PORT_BASE = number("PORT_BASE", 20600)

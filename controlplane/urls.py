@@ -7,6 +7,7 @@ from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from controlplane import views
+from deployments.hub.views import hub, models
 from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
 from deployments.usage_views import usage, usage_csv
@@ -21,6 +22,8 @@ urlpatterns = [
     path("nodes/", include("nodes.urls")),
     path("deployments/", include("deployments.urls")),
     path("playground/", include("deployments.playground.urls")),
+    path("models/", models, name="models"),
+    path("models/hub/<str:name>/", hub, name="model-hub"),
     path("keys/", keys, name="keys"),
     path("keys/<int:pk>/", key_edit, name="key-edit"),
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),

@@ -7,4 +7,4 @@ class DeploymentsConfig(AppConfig):
     verbose_name = _("Deployments")
 
     def ready(self) -> None:
-        from deployments import care, steps  # noqa: F401  (registers steps, stories and receivers)
+        from deployments import care, ending, rollout, serving, steps  # noqa: F401  (registers steps, stories and receivers)

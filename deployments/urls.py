@@ -1,6 +1,7 @@
 from django.urls import path
 
 from deployments import views
+from deployments.alias_views import alias_add, alias_remove
 
 urlpatterns = [
     path("", views.deployments, name="deployments"),
@@ -9,4 +10,6 @@ urlpatterns = [
     path("<str:name>/start/", views.start, name="deployment-start"),
     path("<str:name>/stop/", views.stop, name="deployment-stop"),
     path("<str:name>/delete/", views.delete, name="deployment-delete"),
+    path("<str:name>/aliases/add/", alias_add, name="alias-add"),
+    path("<str:name>/aliases/remove/", alias_remove, name="alias-remove"),
 ]

@@ -25,7 +25,7 @@ AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentS
 
 
 def _all() -> list[Deployment]:
-    return list(Deployment.objects.select_related("cluster__head"))
+    return list(Deployment.objects.select_related("cluster__head").prefetch_related("replicas"))
 
 
 @require_safe
@@ -61,17 +61,21 @@ def _create(request: SignedIn, form: DeploymentForm) -> Deployment:
 
 @require_safe
 def deployment(request: HttpRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(Deployment.objects.select_related("cluster__head", "server__node"), name=name)
+    everything = Deployment.objects.select_related("cluster__head")
+    found = get_object_or_404(everything.prefetch_related("replicas__node", "replicas__server"), name=name)
+    replica = found.replica
     told = stories(Run.objects.filter(about=found.subject))
     page = {
         "deployment": found,
-        "node": found.cluster.head,
+        "replica": replica,
+        "replicas": found.replicas.all(),
+        "node": replica.node if replica else found.cluster.head,
         "stories": told,
         "latest": told[0] if told else None,
-        "sources": sources(told, found.server),
+        "sources": sources(told, replica.server if replica else None),
         "serving": found.state in SERVING,
         "at_rest": found.state in AT_REST,
-        "measured": measured(found.measured),
+        "measured": measured(replica.measured if replica else {}),
         "options": sorted(found.options.items()),
         "base_url": request.build_absolute_uri("/v1"),
         "source": _("demo model SmolLM2-135M-Instruct") if found.model == Deployment.DEMO else found.model,
