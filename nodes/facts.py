@@ -149,7 +149,6 @@ class Facts:
     accelerator_names: tuple[str, ...] = ()  # those of other makers that are known by name
     index: str = ""  # the package index that was asked, without a password; empty: none was
     index_error: str = ""  # why it does not answer; empty: it does, or was not asked
-    packages_local: bool = False  # pip there is told to look for packages elsewhere too
     blocks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # file → name → what Quarterdeck put there
     cluster_keys: Mapping[str, str] = field(default_factory=dict)  # cluster → public half of its key
     environment: Environment = field(default_factory=Environment)

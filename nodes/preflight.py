@@ -137,10 +137,8 @@ def _compiler(facts: Facts) -> Iterator[Finding]:
 
 
 def _index(facts: Facts) -> Iterator[Finding]:
-    """Only asked while there is something to install. Where pip looks elsewhere too, that may be all it needs."""
     if facts.index_error:
-        finding = _warns if facts.packages_local else _blocks
-        yield finding(
+        yield _blocks(
             _("The package index %(index)s does not answer from this node: %(error)s.")
             % {"index": facts.index, "error": facts.index_error.rstrip(".")},
             _(

@@ -105,7 +105,6 @@ def test_what_makes_preparing_fail_blocks(facts: Facts, said: str) -> None:
         (changed(GOOD, package_manager="apt-get", tools=("git",)), "There is no C compiler"),
         (changed(CPU, accelerators=("amd",), accelerator_names=("AMD Instinct MI300X",) * 2),
          "an accelerator by 2 × AMD Instinct MI300X, which Quarterdeck does not support yet"),
-        (changed(CPU, index_error="timed out", packages_local=True), "does not answer from this node: timed out"),
         (with_gpu(memory_used_mib=2048), "2048 MiB of GPU 0 are in use by a program that cannot be seen"),
         (changed(CPU, leftovers=(Process(7, "ann", "ray::x"), Process(9, "bob", "raylet"))),
          "process 7, 9 of ann, bob"),

@@ -53,7 +53,7 @@ from nodes.remote.readings import (
 )
 
 TIMEOUT = 10.0  # seconds for a sub-command; nvidia-smi needs some when no driver is kept loaded
-INDEX_SECONDS = 4.0
+INDEX_SECONDS = 3.0
 
 GPU_FIELDS = (
     "index", "name", "uuid", "memory.total", "memory.used", "memory.free", "driver_version", "compute_cap",
@@ -280,17 +280,17 @@ def kept_blocks(root: Path) -> Fact:
 
 
 def index(root: Path) -> Fact:
-    """Whether the package index answers, asked only while the environment is not complete."""
-    if "index" not in OPTIONS or read_or_empty(stamp_of(root)).strip().endswith("verified"):
-        return {}
+    """Whether the package index answers: asked while the environment is not complete, and pip has no other source."""
     configured = pip_configuration()
+    complete = read_or_empty(stamp_of(root)).strip().endswith("verified")
+    if "index" not in OPTIONS or complete or "find-links" in configured or "no-index" in configured:
+        return {}
     url = OPTIONS["index"] or configured.get("index-url") or OPTIONS.get("default_index", "")
-    answer: Fact = {"index": shown_url(url), "index_error": "", "packages_local": "find-links" in configured}
-    said = []
+    said: list[str] = []
     asking = threading.Thread(target=lambda: said.append(reach(url)), daemon=True)  # a resolver can hang
     asking.start()
-    asking.join(INDEX_SECONDS + 1)
-    return {**answer, "index_error": said[0] if said else "no answer"} if url else {}
+    asking.join(INDEX_SECONDS)
+    return {"index": shown_url(url), "index_error": said[0] if said else "no answer"} if url else {}
 
 
 def pip_configuration() -> Fact:
@@ -300,7 +300,7 @@ def pip_configuration() -> Fact:
     found: Fact = {}
     for path in places:
         found.update(parse_pip_config(read_or_empty(path)))
-    variables = {name: os.environ.get("PIP_" + name.upper().replace("-", "_")) for name in ("index-url", "find-links")}
+    variables = {name: os.environ.get("PIP_" + name.upper().replace("-", "_")) for name in ("index-url", "find-links", "no-index")}
     return {**found, **{name: value for name, value in variables.items() if value}}
 
 
