@@ -300,8 +300,10 @@ def pip_configuration() -> Fact:
     found: Fact = {}
     for path in places:
         found.update(parse_pip_config(read_or_empty(path)))
-    variables = {name: os.environ.get("PIP_" + name.upper().replace("-", "_")) for name in ("index-url", "find-links", "no-index")}
-    return {**found, **{name: value for name, value in variables.items() if value}}
+    for name in ("index-url", "find-links", "no-index"):
+        value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+        found.update({name: value} if value else {})
+    return found
 
 
 def shown_url(url: str) -> str:

@@ -1,6 +1,6 @@
-"""Signs in from this node to others as a program would, without a question: ``["te2", …]`` on standard input.
+"""Signs in from this node to others as a program would, without a question: ``["10.0.0.2", …]`` on standard input.
 
-Says ``{"te2": "", …}``: nothing where it worked, else ssh's own last words. Standard library, Python 3.8.
+Says ``{"10.0.0.2": "", …}``: nothing where it worked, else ssh's own last words. Standard library, Python 3.8.
 """
 
 from __future__ import annotations
