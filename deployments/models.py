@@ -15,12 +15,16 @@ from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
 from deployments.hub.models import HubAccess
+from deployments.kept import AcceptedFlags, Revision
 from deployments.names import Alias
 from deployments.playground.models import Conversation, Message
 from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job, Node
 
-__all__ = ["Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica", "Usage"]
+__all__ = [
+    "AcceptedFlags", "Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica",
+    "Revision", "Usage",
+]  # fmt: skip
 
 
 def make_key() -> str:

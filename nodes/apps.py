@@ -7,4 +7,4 @@ class NodesConfig(AppConfig):
     verbose_name = _("Nodes")
 
     def ready(self) -> None:
-        from nodes import mesh, preparation  # noqa: F401  (they register their steps and stories)
+        from nodes import clusters, clusters_care, mesh, preparation  # noqa: F401  (register steps, stories and receivers)

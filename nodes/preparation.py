@@ -69,16 +69,21 @@ def prepare_many(nodes: Iterable[Node], by: User | None) -> list[tuple[Node, Pro
     return refused
 
 
-def prepare_stages(node: Node) -> list[list[runs.Planned]]:
-    """The stages that make a node ready, for whatever run needs them."""
-    options = options_of(node)
-    chosen = {
+def prepare_stages(*nodes: Node) -> list[list[runs.Planned]]:
+    """The stages that make nodes ready, for whatever run needs them."""
+    chosen = {node.pk: _kinds(options_of(node)) for node in nodes}
+    stages: list[list[runs.Planned]] = [
+        [(kind, node) for node in nodes if chosen[node.pk][kind]] for kind in _kinds(Options())]
+    return [stage for stage in stages if stage] + [[("facts", node) for node in nodes]]
+
+
+def _kinds(options: Options) -> dict[str, bool]:
+    """The kinds of steps in their order, and which of them are chosen."""
+    return {
         "facts": True, "base": options.base, "wheels": options.wheelhouse and options.kind != "existing",
         "environment": True, "packages": True, "verification": True,
         "hosts": options.hosts or options.hostname, "trust": options.trust,
     }  # fmt: skip
-    kinds = [kind for kind, wanted in chosen.items() if wanted]
-    return [[(kind, node)] for kind in (*kinds, "facts")]
 
 
 def options_of(node: Node) -> Options:

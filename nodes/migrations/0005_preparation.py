@@ -10,7 +10,7 @@ import controlplane.secrets
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0003_step_about'),
+        ('nodes', '0004_clusters'),
     ]
 
     operations = [

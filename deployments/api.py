@@ -1,0 +1,182 @@
+"""The REST API of deployments: the stories of their pages, for programs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from django.http import HttpRequest
+from django.shortcuts import get_object_or_404
+from ninja import Field, Path, Query, Router, Schema
+from ninja.responses import Status
+from pydantic import StringConstraints
+
+from controlplane.api import FAILURES, Line, Listed, Name, Small, Window, Word, listed, needs
+from controlplane.roles import ADMIN, OPERATOR
+from deployments import aliases, revisions, rollout
+from deployments.kept import Revision
+from deployments.models import Deployment, Replica
+from deployments.spec import Spec
+from nodes.api import RunOut, tell_run
+
+router = Router()
+
+NewName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
+
+
+class ReplicaOut(Schema):
+    """One server of a deployment."""
+
+    number: int
+    revision: int
+    state: str
+    reason: str
+    node: str
+    port: int
+    restarts: int
+
+
+class DeploymentOut(Schema):
+    """One model served by vLLM."""
+
+    name: str
+    aliases: list[str]
+    state: str
+    state_since: datetime
+    reason: str = Field(description="why it is in this state; empty when there is nothing to say")
+    model: str
+    cluster: str
+    executor: str
+    copies: int
+    options: dict[str, Any] = Field(description="vLLM's own flag names and values")
+    replicas: list[ReplicaOut]
+    created_at: datetime
+
+
+class DeploymentNew(Schema):
+    """What a deployment is to be; what is left out is left to the plan. It runs on a `cluster` or on one `node`."""
+
+    name: NewName
+    model: Line = Field(description="demo, an absolute path on the nodes, or one of a hub such as hf:Qwen/Qwen2.5-0.5B")
+    cluster: Word = ""
+    node: Word = ""
+    copies: int | None = Field(None, ge=1, le=64)
+    executor: Literal["", "ray", "mp"] = ""
+    port: int | None = Field(None, ge=1024, le=65535)
+    options: dict[Line, Any] = Field(default_factory=dict, max_length=200, description="vLLM's own flag names")
+
+
+class RevisionOut(Schema):
+    """A specification that a deployment has or had."""
+
+    number: int
+    spec: dict[str, Any]
+    note: str
+    created_by: str | None
+    created_at: datetime
+
+
+class AliasNew(Schema):
+    name: Annotated[str, StringConstraints(max_length=120, pattern=f"^{aliases.NAME}$")]
+
+
+def _deployment(one: Deployment) -> DeploymentOut:
+    names = ("name", "state", "state_since", "reason", "model", "executor", "copies", "options", "created_at")
+    told = {name: getattr(one, name) for name in names}
+    names_too = [alias.name for alias in one.aliases.all()]
+    servers = [_replica(server) for server in one.replicas.all()]
+    return DeploymentOut(cluster=one.cluster.name, aliases=names_too, replicas=servers, **told)
+
+
+def _replica(server: Replica) -> ReplicaOut:
+    names = ("number", "revision", "state", "reason", "port", "restarts")
+    return ReplicaOut(node=server.node.name, **{name: getattr(server, name) for name in names})
+
+
+def _revision(one: Revision) -> RevisionOut:
+    by = one.created_by.get_username() if one.created_by else None
+    return RevisionOut(number=one.number, spec=one.spec, note=one.note, created_by=by, created_at=one.created_at)
+
+
+def _named(name: str) -> Deployment:
+    return get_object_or_404(Deployment.objects.select_related("cluster__head"), name=name)
+
+
+@router.get("/deployments", response={200: Listed[DeploymentOut], **FAILURES}, tags=["deployments"])
+def deployments(request: HttpRequest, window: Query[Window]) -> dict[str, Any]:
+    found = Deployment.objects.select_related("cluster").prefetch_related("aliases", "replicas__node")
+    return listed(found, window, _deployment)
+
+
+@router.post("/deployments", response={201: DeploymentOut, **FAILURES}, tags=["deployments"])
+def create(request: HttpRequest, new: DeploymentNew) -> Status[DeploymentOut]:
+    """A new deployment with its plan, which is not started yet."""
+    user = needs(request, OPERATOR).user
+    return Status(201, _deployment(revisions.create(Spec.from_dict(new.dict()), user)))
+
+
+@router.get("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
+def deployment(request: HttpRequest, name: Path[Name]) -> DeploymentOut:
+    return _deployment(_named(name))
+
+
+@router.put("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
+def change(request: HttpRequest, name: Path[Name], new: DeploymentNew) -> DeploymentOut:
+    """Give it another specification. What runs goes on with the old one until it is started again."""
+    user = needs(request, OPERATOR).user
+    revisions.change(_named(name), Spec.from_dict(new.dict()), user)
+    return _deployment(_named(name))
+
+
+@router.get("/deployments/{name}/revisions", response={200: Listed[RevisionOut], **FAILURES}, tags=["deployments"])
+def all_revisions(request: HttpRequest, name: Path[Name], window: Query[Window]) -> dict[str, Any]:
+    """What it is and was, newest first."""
+    return listed(_named(name).revisions.select_related("created_by"), window, _revision)
+
+
+@router.post(
+    "/deployments/{name}/revisions/{number}/restore",
+    response={200: DeploymentOut, **FAILURES},
+    tags=["deployments"],
+)
+def restore(request: HttpRequest, name: Path[Name], number: Path[Small]) -> DeploymentOut:
+    """Make an earlier specification the newest."""
+    user = needs(request, OPERATOR).user
+    revisions.roll_back(_named(name), number, user)
+    return _deployment(_named(name))
+
+
+@router.post("/deployments/{name}/start", response={202: RunOut, **FAILURES}, tags=["deployments"])
+def start(request: HttpRequest, name: Path[Name]) -> Status[RunOut]:
+    """Roll it out. The run tells how far it is."""
+    user = needs(request, OPERATOR).user
+    return Status(202, tell_run(rollout.start(_named(name), user)))
+
+
+@router.post("/deployments/{name}/stop", response={202: RunOut, **FAILURES}, tags=["deployments"])
+def stop(request: HttpRequest, name: Path[Name]) -> Status[RunOut]:
+    """Stop its servers; a rollout under way is given up."""
+    user = needs(request, OPERATOR).user
+    return Status(202, tell_run(rollout.stop(_named(name), user)))
+
+
+@router.delete("/deployments/{name}", response={204: None, **FAILURES}, tags=["deployments"])
+def delete(request: HttpRequest, name: Path[Name]) -> Status[None]:
+    """Forget a deployment that is not running."""
+    rollout.delete(_named(name), needs(request, ADMIN).user)
+    return Status(204, None)
+
+
+@router.post("/deployments/{name}/aliases", response={201: DeploymentOut, **FAILURES}, tags=["deployments"])
+def add_alias(request: HttpRequest, name: Path[Name], alias: AliasNew) -> Status[DeploymentOut]:
+    """Let requests use another name for it too."""
+    user = needs(request, OPERATOR).user
+    aliases.add(_named(name), alias.name, user)
+    return Status(201, _deployment(_named(name)))
+
+
+@router.delete("/deployments/{name}/aliases", response={204: None, **FAILURES}, tags=["deployments"])
+def remove_alias(request: HttpRequest, name: Path[Name], alias: Query[AliasNew]) -> Status[None]:
+    needs(request, OPERATOR)
+    aliases.remove(_named(name), alias.name)
+    return Status(204, None)
