@@ -23,9 +23,10 @@ from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
 from nodes import locks, preparation, runs
+from nodes.clusters_address import ANYWHERE, inner_address
 from nodes.hosts import shared_host
 from nodes.models import Cluster, ClusterKey, Link, Node, Run, Step
-from nodes.recipes import Satisfied, hosts_file, ray, trust
+from nodes.recipes import Satisfied, hosts_file, trust
 from nodes.recipes.blocks import block_name
 from nodes.recipes.hosts_file import Named
 from nodes.remote.command import Command, python
@@ -73,11 +74,10 @@ def rounds(nodes: Sequence[T]) -> list[list[tuple[T, T]]]:
 
 
 def address_among(node: Node) -> str:
-    """The address that other nodes reach the node by: the one it is registered with, if it is the node's own."""
-    own = node.facts.addresses
-    if node.address in own or not own or (node.kind == Node.Kind.SSH and node.address.startswith("127.")):
-        return node.address
-    return own[0]
+    """The address that other nodes reach the node by: its cluster's, else the first of its own. Raises `Problem`."""
+    found, own = inner_address(node), node.facts.addresses
+    nowhere = found == ANYWHERE or (node.kind == Node.Kind.LOCAL and found.startswith("127."))
+    return own[0] if nowhere and own else node.address if nowhere else found
 
 
 # --- measuring --------------------------------------------------------------------------------------------------
@@ -87,7 +87,8 @@ class Visit:
     """The measuring program on one node, over one channel, while a pair is measured."""
 
     def __init__(self, node: Node) -> None:
-        self.address, first = address_among(node), ray.port_plan(settings.PORT_BASE).gcs
+        self.address = address_among(node)
+        first = (node.cluster.port_base if node.cluster else 0) or settings.PORT_BASE
         program = python("python3", MEET, self.address, str(first), str(first + PORTS - 1))
         self._channel: Channel = shared_host(node).open(program)
         self._buffer = b""
