@@ -18,7 +18,8 @@ from nodes import hosts, mesh, preparation, registration, runs
 from nodes.models import Cluster, Link, Node, Run
 from nodes.options import Options
 from nodes.registration import Login
-from nodes.remote import meet
+from nodes.recipes import hosts_file, trust
+from nodes.remote import job, meet
 from nodes.remote.command import python
 from nodes.states import RunState
 from nodes.watch import Watch
@@ -164,6 +165,16 @@ class TestOnHosts:
             preparation.gather(node)
         again = finished(runs.start("mesh", f"cluster:{cluster.pk}", stages[:2], None))
         assert {state for _kind, _node, state in steps(again)} == {"skipped"}
+        # And all of it is taken away again.
+        for node in nodes:
+            for number, command in enumerate((trust.removal("four-a10"), hosts_file.removal("four-a10"))):
+                place = f"{node.root_dir}/jobs/removal{number}"
+                with hosts.open_host(node) as there:
+                    job.start(there, place, command)
+                until(lambda node=node, place=place: lab[node.name].path(f"{place}/exit").exists(), 10, "it has ended")  # type: ignore[misc]
+        assert lab["te1"].run("cat ~/.ssh/config") == own
+        assert lab["te1"].run("grep -c quarterdeck /etc/hosts || true").strip() == "0"
+        assert lab["te1"].run("ls ~/.ssh").split() == ["authorized_keys", "config", "known_hosts"]
 
     def test_a_node_without_root_has_the_steps_left_out_that_need_it(self, nodes: list[Node]) -> None:
         node = nodes[0]
