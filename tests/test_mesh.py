@@ -17,8 +17,8 @@ from controlplane.secrets import Secret
 from nodes import hosts, mesh, preparation, registration, runs
 from nodes.models import Cluster, Link, Node, Run
 from nodes.options import Options
-from nodes.registration import Login
 from nodes.recipes import hosts_file, trust
+from nodes.registration import Login
 from nodes.remote import job, meet
 from nodes.remote.command import python
 from nodes.states import RunState
