@@ -10,7 +10,7 @@ import controlplane.secrets
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0004_clusters'),
+        ('nodes', '0005_rollup'),
     ]
 
     operations = [
