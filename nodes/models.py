@@ -103,6 +103,7 @@ class Node(Lifecycle):
     sudo_password = EncryptedField(blank=True, default="")  # kept only if the operator says so
     labels = models.JSONField(default=list, blank=True)  # short words, for filters
     root = models.CharField(max_length=255, blank=True)  # absolute; empty: ~/.quarterdeck of the user
+    preparation = EncryptedField(blank=True, default="")  # `nodes.options.Options`; an index may have a password
     facts_json = models.JSONField(default=dict, blank=True)
     facts_at = models.DateTimeField(null=True, blank=True)
     cluster = models.ForeignKey(Cluster, null=True, blank=True, on_delete=models.SET_NULL, related_name="nodes")
@@ -248,3 +249,8 @@ class ArchivedLog(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} {self.start}–{self.end}"
+
+
+from nodes.together import ClusterKey, Link  # noqa: E402  (they name the models above)
+
+__all__ = ["ArchivedLog", "Bastion", "Cluster", "ClusterKey", "Identity", "Job", "Link", "Node", "Run", "Step"]
