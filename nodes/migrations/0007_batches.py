@@ -11,7 +11,7 @@ import nodes.states
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0005_rollup'),
+        ('nodes', '0006_preparation'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
