@@ -14,6 +14,7 @@ urlpatterns = [
     path("<str:name>/history/<int:number>/", revision_views.restore, name="deployment-restore"),
     path("<str:name>/export/", revision_views.export, name="deployment-export"),
     path("<str:name>/start/", views.start, name="deployment-start"),
+    path("<str:name>/restart/", views.restart, name="deployment-restart"),
     path("<str:name>/stop/", views.stop, name="deployment-stop"),
     path("<str:name>/delete/", views.delete, name="deployment-delete"),
     path("<str:name>/aliases/add/", alias_add, name="alias-add"),

@@ -18,14 +18,14 @@ from pytest_django import Settings
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from deployments import exchange, rollout
 from deployments import engine as engine_module
+from deployments import exchange, rollout
 from deployments.gateway import routes
 from deployments.gateway.client import Origin
 from deployments.models import Deployment, Replica
 from deployments.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
-from nodes import hosts, logs, registration, runs, signals, tasks
+from nodes import ending, hosts, logs, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
 from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
