@@ -22,7 +22,7 @@ from deployments.gateway import draining, routes
 from deployments.models import Deployment, Replica
 from deployments.replacing import Room, Seat, Way, way
 from deployments.serving import DEFAULT_SHARE, replica_of
-from deployments.states import MENDING, REPLICA_AT_REST, SERVING, DeploymentState, ReplicaState
+from deployments.states import COMING_BACK, REPLICA_AT_REST, SERVING, DeploymentState, ReplicaState
 from nodes import ending, runs
 from nodes.facts import Facts
 from nodes.models import Node, Run, Step
@@ -157,7 +157,7 @@ def _replaced(run: Run, ok: bool, reason: str) -> None:
     else:
         _give_up(list(mine.filter(pk__in=run.options["new"])), list(mine.filter(pk__in=run.options["old"])), reason)
     mending.assess(deployment)
-    if not ok and not mine.filter(state__in=(ReplicaState.READY, *MENDING)).exists():
+    if not ok and not mine.filter(state__in=(ReplicaState.READY, *COMING_BACK)).exists():
         deployment.move(DeploymentState.FAILED, reason)
     transaction.on_commit(routes.poke)
 

@@ -15,6 +15,8 @@ from deployments.states import REPLICA_AT_REST
 from nodes import preparation
 from nodes.facts import Facts
 from nodes.models import Node
+from nodes.telemetry import store
+from nodes.telemetry.sample import INDEX, USED
 
 _MIB, _GIB = 2**20, 2**30
 #: The part of a server's weights that has to come back at least: others on the host may take memory meanwhile.
@@ -31,7 +33,7 @@ def hosts_of(replica: Replica) -> list[Node]:
 
 def remember(replica: Replica) -> None:
     """Keep what the replica's hosts use now, for `proof` to compare with."""
-    samples = streams.last_samples([node.pk for node in hosts_of(replica)])
+    samples = store.newest_of_nodes([node.pk for node in hosts_of(replica)])
     used = {str(pk): _sampled(sample) for pk, sample in samples.items()}
     streams.client().set(_key(replica), json.dumps(used), ex=3600, nx=True)
 
@@ -97,10 +99,9 @@ def _held(node: Node, facts: Facts, gpus: Iterable[int]) -> tuple[str, str]:
 
 
 def _sampled(sample: dict[str, Any]) -> dict[str, int]:
-    """Bytes used, by "gpu0" … and "memory", in a sample of `nodes.remote.observer`."""
-    used = {f"gpu{gpu['i']}": int(gpu.get("used") or 0) * _MIB for gpu in sample.get("gpus") or ()}
-    memory = sample.get("mem") or [0]
-    return {**used, "memory": int(memory[0])}
+    """Bytes used, by "gpu0" … and "memory"."""
+    used = {f"gpu{int(gpu[INDEX])}": int(gpu[USED] or 0) * _MIB for gpu in sample["gpus"]}
+    return {**used, "memory": int(sample["mem"][0] or 0)}
 
 
 def _key(replica: Replica) -> str:

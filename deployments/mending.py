@@ -21,7 +21,7 @@ from controlplane.problems import Problem
 from deployments import diagnosis, rollout
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
-from deployments.states import MENDING, SERVING, DeploymentState, ReplicaState
+from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaState
 from nodes import ending, logs, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.runs import Story
@@ -63,8 +63,9 @@ def assess(deployment: Deployment) -> None:
     replicas = list(deployment.replicas.select_related("node"))
     state = deployment.fresh().state
     busy = _busy(deployment)
-    follows = state in SERVING or (state == DeploymentState.FAILED and any(one.state in MENDING for one in replicas))
-    if not follows and not (state == DeploymentState.ROLLING_OUT and not busy):
+    returning = any(one.state in COMING_BACK for one in replicas)
+    stranded = state == DeploymentState.ROLLING_OUT and not busy
+    if not (state in SERVING or stranded or (state == DeploymentState.FAILED and returning)):
         return
     ready = sum(one.in_service for one in replicas)
     reason = "" if ready >= deployment.copies else why_not_all(replicas)
@@ -112,7 +113,7 @@ def look_after(sender: object, **_kwargs: Any) -> None:
     """Start what is due, and follow what changed. Once a second; touches no node."""
     for job in Job.objects.filter(serves__state=ReplicaState.READY).exclude(state__in=JOB_ACTIVE):
         tasks.send(tasks.job_over, str(job.pk))  # its end was noted, and the message lost
-    for deployment in Deployment.objects.filter(replicas__state__in=MENDING).distinct():
+    for deployment in Deployment.objects.filter(replicas__state__in=COMING_BACK).distinct():
         assess(deployment)
         for replica in due(deployment)[:1]:
             recover(replica)

@@ -57,7 +57,7 @@ SERVING = frozenset({DeploymentState.READY, DeploymentState.DEGRADED})
 AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
 
 #: A replica in one of these states comes back by itself.
-MENDING = frozenset({ReplicaState.WAITING, ReplicaState.UNREACHABLE})
+COMING_BACK = frozenset({ReplicaState.WAITING, ReplicaState.UNREACHABLE})
 
 #: A server of a replica in one of these states must not run; whoever finds one ends it.
 REPLICA_AT_REST = frozenset({ReplicaState.STOPPED, ReplicaState.FAILED})

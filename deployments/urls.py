@@ -15,6 +15,7 @@ urlpatterns = [
     path("<str:name>/commands/", form_views.commands, name="deployment-commands"),
     path("<str:name>/export/", revision_views.export, name="deployment-export"),
     path("<str:name>/start/", views.start, name="deployment-start"),
+    path("<str:name>/restart/", views.restart, name="deployment-restart"),
     path("<str:name>/stop/", views.stop, name="deployment-stop"),
     path("<str:name>/delete/", views.delete, name="deployment-delete"),
     path("<str:name>/aliases/add/", alias_add, name="alias-add"),

@@ -25,7 +25,7 @@ from deployments.gateway.client import Origin
 from deployments.models import Deployment, Replica
 from deployments.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
-from nodes import hosts, logs, registration, runs, signals, tasks
+from nodes import ending, hosts, logs, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
 from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
