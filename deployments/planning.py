@@ -60,6 +60,7 @@ class Planned:
 
     looked: flags.Looked
     ground: Ground
+    accepted: flags.Accepted | None  # what the flags were compared with; None: the node's vLLM is being asked
     plan: Plan | None = None
     model: ModelConfig | None = None
     problem: Problem | None = None
@@ -169,18 +170,19 @@ def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
     """Plan a specification on its place as it is now. Raises `Problem` only where the place itself is not there."""
     nodes = nodes_of(place_of(spec))
     stands = ground(nodes, besides)
-    looked = flags.looked_at(spec.options, accepted.of(nodes[0]))
+    known = accepted.of(nodes[0])
+    looked = flags.looked_at(spec.options, known)
     try:
         model = model_files(spec.model, nodes[0]).model(looked.options.get("hf-overrides"))
         asked = wishes(spec, looked.options)
-        found = Planned(looked, stands, plan(model, stands.free, asked, stands.gbps), model)
+        found = Planned(looked, stands, known, plan(model, stands.free, asked, stands.gbps), model)
         if besides is None or besides.state in AT_REST:
             return found
         # Beside the servers that run, where there is room for the same: then they can be replaced without a gap.
         others = ground(nodes)
-        beside = Planned(looked, others, plan(model, others.free, asked, others.gbps), model)
+        beside = Planned(looked, others, known, plan(model, others.free, asked, others.gbps), model)
     except Problem as problem:
-        return Planned(looked, stands, problem=problem)
+        return Planned(looked, stands, known, problem=problem)
     return beside if beside.layout and beside.layout == found.layout else found
 
 
