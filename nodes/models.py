@@ -208,6 +208,7 @@ class ArchivedLog(models.Model):
     start = models.BigIntegerField()
     end = models.BigIntegerField()
     data = models.BinaryField()
+    times = models.JSONField(default=list)  # [offset, ms since 1970] of bytes in it, as far as they are known
 
     class Meta:
         ordering = ["start"]

@@ -339,7 +339,7 @@ def test_an_ended_log_is_archived_and_can_be_read_without_its_node(node: Node, w
     streams.client().delete(streams.log_key(job.pk))
     whole = b"".join(logs.read_all(job.fresh()))
     assert whole == b"".join(b"%d\n" % n for n in range(1, 300001))
-    assert logs.read(job, 10, 4) == whole[10:14]
+    assert logs.read(job, 10, 4).data == whole[10:14]
 
 
 def test_each_change_of_state_left_an_event(node: Node, watch: Watch) -> None:
