@@ -50,7 +50,8 @@ from nodes.models import Cluster, Node
 node = Node.objects.create(name="bench", kind="local", address="127.0.0.1")
 cluster = Cluster.objects.create(name="bench", head=node)
 port = {upstream}
-Deployment.objects.create(name="m", model="/m", cluster=cluster, port=port, state="ready", api_key="upstream")
+one = Deployment.objects.create(name="m", model="/m", cluster=cluster, port=port, state="ready", api_key="upstream")
+one.replicas.create(number=1, node=node, port=port, state="ready")
 print(keys.create(User.objects.create_user("bench"), "bench")[1])
 """
 

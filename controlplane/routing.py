@@ -11,6 +11,7 @@ from channels.security.websocket import WebsocketDenier
 from django.urls import path
 
 from controlplane.consumers import PokeConsumer
+from controlplane.crowd import NotTooMany
 from nodes.consumers import LogConsumer, SampleConsumer
 
 
@@ -30,12 +31,14 @@ class SameOrigin:
 
 websockets = SameOrigin(
     AuthMiddlewareStack(
-        URLRouter(
-            [
-                path("ws/pokes", PokeConsumer.as_asgi()),
-                path("ws/log/<uuid:job_id>", LogConsumer.as_asgi()),
-                path("ws/samples/<int:node_id>", SampleConsumer.as_asgi()),
-            ]
+        NotTooMany(
+            URLRouter(
+                [
+                    path("ws/pokes", PokeConsumer.as_asgi()),
+                    path("ws/log/<uuid:job_id>", LogConsumer.as_asgi()),
+                    path("ws/samples/<int:node_id>", SampleConsumer.as_asgi()),
+                ]
+            )
         )
     )
 )

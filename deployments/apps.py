@@ -7,4 +7,5 @@ class DeploymentsConfig(AppConfig):
     verbose_name = _("Deployments")
 
     def ready(self) -> None:
-        from deployments import care, steps  # noqa: F401  (registers steps, stories and receivers)
+        # They register steps, stories, tasks and receivers.
+        from deployments import accepted, care, ending, rollout, serving, steps  # noqa: F401

@@ -13,8 +13,8 @@ from controlplane import streams
 from controlplane.problems import Problem
 from deployments import diagnosis
 from deployments.gateway import routes
-from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
+from deployments.models import Replica
+from deployments.states import REPLICA_AT_REST, DeploymentState, ReplicaState
 from nodes import logs, runs, signals, tasks
 from nodes.models import Job
 from nodes.states import JOB_ACTIVE
@@ -26,11 +26,13 @@ _ENDING_SECONDS = 30
 @receiver(signals.job_ended)
 def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
-    for deployment in Deployment.objects.filter(server=job, state__in=SERVING):
+    for replica in Replica.objects.filter(server=job, state=ReplicaState.READY).select_related("deployment"):
         found = diagnosis.match(logs.tail(job, 1 << 20))
         why = f"{found.cause}\n{found.fix}" if found else runs.last_words(job)
-        if deployment.move(DeploymentState.FAILED, _("The model server ended: %(why)s") % {"why": why}):
+        reason = _("The model server ended: %(why)s") % {"why": why}
+        if replica.move(ReplicaState.FAILED, reason):
             end_soon(job)
+            replica.deployment.move(DeploymentState.FAILED, reason)
             transaction.on_commit(routes.poke)
 
 
@@ -41,10 +43,9 @@ def look_after(sender: object, **_kwargs: Any) -> None:
     Model servers of deployments that failed or stopped, and jobs of runs that were given up, must not run on. A
     deployment that serves must have a server that runs.
     """
-    at_rest = (DeploymentState.FAILED, DeploymentState.STOPPED)
-    for job in {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=at_rest), *runs.orphans()}:
+    for job in {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=REPLICA_AT_REST), *runs.orphans()}:
         end_soon(job)
-    for job in Job.objects.filter(serves__state__in=SERVING).exclude(state__in=JOB_ACTIVE):
+    for job in Job.objects.filter(serves__state=ReplicaState.READY).exclude(state__in=JOB_ACTIVE):
         tasks.send(tasks.job_over, str(job.pk))
 
 

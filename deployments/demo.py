@@ -106,10 +106,9 @@ class _Story:
             self.terminal.done(str(step_title(step.kind)), _seconds(step), mark)
 
     def _tell_progress(self, step: Step) -> None:
-        serving = step.job_id is not None and step.job_id == self.deployment.server_id
-        phase = self.deployment.phase if serving else ""
+        serves = self.deployment.replicas.filter(server=step.job_id).first() if step.job_id else None
+        phase, percent = (serves.phase, serves.percent) if serves else ("", 0)
         detail = str(PHASES.get(phase, phase) or step.reason)
-        percent = self.deployment.percent if serving else 0
         self.terminal.working(str(step_title(step.kind)), detail, percent, _seconds(step))
 
     def _check_there_is_hope(self, runs: list[Run]) -> None:

@@ -28,7 +28,7 @@ class Host(NamedTuple):
 @require_safe
 def overview(request: HttpRequest) -> HttpResponse:
     nodes = list(Node.objects.all())
-    deployments = list(Deployment.objects.select_related("cluster__head"))
+    deployments = list(Deployment.objects.select_related("cluster__head").prefetch_related("replicas"))
     at_work = [one for one in deployments if one.state in SERVING or one.state == DeploymentState.ROLLING_OUT]
     page = {
         "nodes": nodes,

@@ -17,10 +17,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care
+from deployments import care, placing
 from deployments.gateway import routes
-from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
+from deployments.models import Deployment, Replica
+from deployments.states import SERVING, DeploymentState, ReplicaState
 from nodes import preparation, registration, runs
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
@@ -28,15 +28,13 @@ from nodes.runs import Stages, Story
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
 
 DEMO_NAME = "smollm2"
-#: vLLM's ports on a node, counted from where Ray's port plan ends.
-_SERVER_PORTS = 60
 
 
 def create(
     name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
     """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
-    cluster = _cluster_of(node)
+    cluster = cluster_of(node)
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
@@ -53,11 +51,11 @@ def create(
 
 def _free_port(taken: set[int]) -> int:
     first = port_plan(settings.PORT_BASE).end
-    return next(port for port in range(first, first + _SERVER_PORTS) if port not in taken)
+    return next(port for port in range(first, first + placing.SERVER_PORTS) if port not in taken)
 
 
 @transaction.atomic
-def _cluster_of(node: Node) -> Cluster:
+def cluster_of(node: Node) -> Cluster:
     """The cluster the node is in; a cluster of its own is made where there is none."""
     if node.cluster is None:
         node.cluster, _made = Cluster.objects.get_or_create(
@@ -71,33 +69,35 @@ def start(deployment: Deployment, by: User | None) -> Run:
     """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
     _check_server_is_gone(deployment)
     with transaction.atomic():
-        nothing_yet: dict[str, Any] = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
-        if not deployment.move(DeploymentState.ROLLING_OUT, **nothing_yet):
+        if not deployment.move(DeploymentState.ROLLING_OUT):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")
                 % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},
                 _("Wait until it is stopped or ready."),
             )
-        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment), by)
+        run = runs.start("rollout", deployment.subject, _rollout_stages(deployment, placing.place(deployment)), by)
     transaction.on_commit(routes.poke)
     return run
 
 
 def _check_server_is_gone(deployment: Deployment) -> None:
     """A server of an earlier start that is still being ended must not be forgotten: it holds memory and the port."""
-    server = deployment.fresh().server
-    resting = deployment.state in (DeploymentState.FAILED, DeploymentState.STOPPED)
-    if resting and server is not None and server.state in JOB_ACTIVE:
+    resting = deployment.fresh().state in (DeploymentState.FAILED, DeploymentState.STOPPED)
+    if resting and deployment.replicas.filter(server__state__in=JOB_ACTIVE).exists():
         raise Problem(
             _("The last model server of %(name)s is still being ended.") % {"name": deployment.name},
             _("Try again in some seconds. If its server cannot be reached, bring it back first."),
         )
 
 
-def _rollout_stages(deployment: Deployment) -> Stages:
+def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
     head = deployment.cluster.head
+    hosts = list({replica.node_id: replica.node for replica in replicas}.values())
     prepare = preparation.prepare_stages(head)[:-1]  # "room" looks at the server once more
-    return [*prepare, *([(kind, head)] for kind in ("model", "room", "ray", "serve", "verify"))]
+    return [
+        *prepare, [("model", node) for node in hosts], [("room", node) for node in hosts], [("ray", head)],
+        *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),
+    ]  # fmt: skip
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
@@ -108,8 +108,11 @@ def stop(deployment: Deployment, by: User | None) -> Run:
         if not deployment.move(DeploymentState.STOPPING):
             raise Problem(
                 _("%(name)s is not running.") % {"name": deployment.name}, _("There is nothing to stop."))
-        head = deployment.cluster.head
-        run = runs.start("stop", deployment.subject, [[("stop-server", head)], [("stop-ray", head)]], by)
+        servers = deployment.replicas.select_related("node").exclude(state=ReplicaState.STOPPED)
+        ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
+        for replica in servers:
+            replica.move(ReplicaState.STOPPING)
+        run = runs.start("stop", deployment.subject, [ends, [("stop-ray", deployment.cluster.head)]], by)
     transaction.on_commit(routes.poke)
     return run
 
@@ -158,18 +161,25 @@ def shutdown_demo(timeout: float) -> None:
 
 def _rolled_out(run: Run, ok: bool, reason: str) -> None:
     deployment = _about(run)
+    for replica in deployment.replicas.all():
+        if ok:
+            replica.move(ReplicaState.READY, percent=100)
+        elif replica.move(ReplicaState.FAILED, reason):
+            care.end_soon(replica.server)
     if ok:
-        deployment.move(DeploymentState.READY, percent=100)
+        deployment.move(DeploymentState.READY)
         for node in deployment.cluster.nodes.all():
             node.move(NodeState.READY)
     else:
         deployment.move(DeploymentState.FAILED, reason)
-        care.end_soon(deployment.server)
     transaction.on_commit(routes.poke)
 
 
 def _stopped(run: Run, ok: bool, reason: str) -> None:
-    _about(run).move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
+    deployment = _about(run)
+    for replica in deployment.replicas.all():
+        replica.move(ReplicaState.STOPPED if ok else ReplicaState.FAILED, reason)
+    deployment.move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
     transaction.on_commit(routes.poke)
 
 

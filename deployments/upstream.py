@@ -1,10 +1,10 @@
-"""How the control plane reaches a deployment's vLLM server: directly, or through the head node's SSH connection."""
+"""How the control plane reaches a vLLM server: directly, or through its node's SSH connection."""
 
 from __future__ import annotations
 
 import socket
 
-from deployments.models import Deployment
+from deployments.models import Replica
 from nodes import tunnel
 from nodes.models import Node
 
@@ -22,12 +22,12 @@ def inner_address(node: Node) -> str:
     return str(next(iter(sorted(found & known)), "0.0.0.0"))  # noqa: S104
 
 
-def base_url(deployment: Deployment) -> str:
-    """Where requests for the deployment go to from this process."""
-    node = deployment.cluster.head
-    if not deployment.tunnel:
+def base_url(replica: Replica) -> str:
+    """Where requests for the replica's server go to from this process."""
+    node = replica.node
+    if not replica.tunnel:
         host = f"[{node.address}]" if ":" in node.address else node.address
-        return f"http://{host}:{deployment.port}"
+        return f"http://{host}:{replica.port}"
     bound = inner_address(node)
     there = "127.0.0.1" if bound == "0.0.0.0" else bound  # noqa: S104
-    return f"http://127.0.0.1:{tunnel.local_port(node, there, deployment.port)}"
+    return f"http://127.0.0.1:{tunnel.local_port(node, there, replica.port)}"

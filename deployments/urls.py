@@ -1,12 +1,17 @@
 from django.urls import path
 
-from deployments import views
+from deployments import form_views, views
+from deployments.alias_views import alias_add, alias_remove
 
 urlpatterns = [
     path("", views.deployments, name="deployments"),
-    path("new/", views.new, name="deployment-new"),
+    path("new/", form_views.new, name="deployment-new"),
+    path("plan/", form_views.plan, name="deployment-plan"),
     path("<str:name>/", views.deployment, name="deployment"),
+    path("<str:name>/edit/", form_views.edit, name="deployment-edit"),
     path("<str:name>/start/", views.start, name="deployment-start"),
     path("<str:name>/stop/", views.stop, name="deployment-stop"),
     path("<str:name>/delete/", views.delete, name="deployment-delete"),
+    path("<str:name>/aliases/add/", alias_add, name="alias-add"),
+    path("<str:name>/aliases/remove/", alias_remove, name="alias-remove"),
 ]

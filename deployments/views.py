@@ -1,4 +1,4 @@
-"""Pages of deployments: list, new, detail, and start, stop, delete. They call the stories, never a host."""
+"""Pages of deployments: list, detail, and start, stop, delete. They call the stories, never a host."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from typing import Any
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_POST, require_safe
 
-from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
 from deployments import rollout
-from deployments.forms import DeploymentForm
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
 from nodes.models import Node, Run
@@ -25,7 +23,7 @@ AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentS
 
 
 def _all() -> list[Deployment]:
-    return list(Deployment.objects.select_related("cluster__head"))
+    return list(Deployment.objects.select_related("cluster__head").prefetch_related("replicas"))
 
 
 @require_safe
@@ -34,44 +32,23 @@ def deployments(request: HttpRequest) -> HttpResponse:
     return render(request, "deployments/list.html", page)
 
 
-@require_http_methods(["GET", "POST"])
-@role_required(OPERATOR)
-def new(request: SignedIn) -> HttpResponse:
-    wanted = Node.objects.filter(name=request.GET.get("node")).first()
-    form = DeploymentForm(request.POST or None, initial={"node": wanted})
-    if request.method == "POST" and form.is_valid():
-        try:
-            return redirect(_create(request, form))
-        except Problem as problem:
-            form.problem = problem
-    page = {"form": form, "nodes": form.fields["node"].queryset, "any_node": Node.objects.exists()}  # type: ignore[attr-defined]
-    return render(request, "deployments/new.html", page, status=409 if form.is_bound else 200)
-
-
-def _create(request: SignedIn, form: DeploymentForm) -> Deployment:
-    data = form.cleaned_data
-    made = rollout.create(data["name"], form.model, data["node"], data["port"], form.options, request.user)
-    if "start" in request.POST:
-        try:
-            rollout.start(made, request.user)
-        except Problem as problem:  # the deployment exists: its own page is the place to go on from
-            messages.warning(request, str(problem))
-    return made
-
-
 @require_safe
 def deployment(request: HttpRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(Deployment.objects.select_related("cluster__head", "server__node"), name=name)
+    everything = Deployment.objects.select_related("cluster__head")
+    found = get_object_or_404(everything.prefetch_related("replicas__node", "replicas__server"), name=name)
+    replica = found.replica
     told = stories(Run.objects.filter(about=found.subject))
     page = {
         "deployment": found,
-        "node": found.cluster.head,
+        "replica": replica,
+        "replicas": found.replicas.all(),
+        "node": replica.node if replica else found.cluster.head,
         "stories": told,
         "latest": told[0] if told else None,
-        "sources": sources(told, found.server),
+        "sources": sources(told, replica.server if replica else None),
         "serving": found.state in SERVING,
         "at_rest": found.state in AT_REST,
-        "measured": measured(found.measured),
+        "measured": measured(replica.measured if replica else {}),
         "options": sorted(found.options.items()),
         "base_url": request.build_absolute_uri("/v1"),
         "source": _("demo model SmolLM2-135M-Instruct") if found.model == Deployment.DEMO else found.model,

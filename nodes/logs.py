@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterator
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from controlplane import streams
 from controlplane.streams import Chunk
 from nodes.hosts import shared_host
-from nodes.models import ArchivedLog, Job
+from nodes.models import ArchivedLog, Job, Node
 from nodes.remote import job as remote_job
+from nodes.remote.errors import HostProblem
+from nodes.remote.host import ask
+from nodes.states import JOB_ACTIVE
+
+log = logging.getLogger(__name__)
 
 PIECE = 1 << 20
 #: Between two of the times that are kept of a log, ms.
@@ -79,6 +87,28 @@ def archive(job: Job) -> None:
             return
         _keep(job, chunk, [(offset, at) for offset, at in came if chunk.start <= offset < chunk.end])
         position = chunk.end
+
+
+def sweep(limit: int = 200) -> int:
+    """Remove what is kept of jobs that ended long ago, on their nodes and here; returns of how many.
+
+    A node out of reach is asked again another time. Raises nothing.
+    """
+    long_ago = timezone.now() - timedelta(days=settings.LOG_DAYS)
+    over = Job.objects.exclude(state__in=JOB_ACTIVE).filter(ended_at__lt=long_ago, swept=False)
+    jobs = list(over.select_related("node").order_by("ended_at")[:limit])
+    return sum(_swept(node, [job for job in jobs if job.node_id == node.pk]) for node in {job.node for job in jobs})
+
+
+def _swept(node: Node, jobs: list[Job]) -> int:
+    try:
+        ask(shared_host(node), remote_job.remove([place(job) for job in jobs]))
+    except HostProblem as error:
+        log.warning("what old jobs left on %s is not removed yet: %s", node, error)
+        return 0
+    keys = [job.pk for job in jobs]
+    ArchivedLog.objects.filter(job__in=keys).delete()
+    return Job.objects.filter(pk__in=keys).update(swept=True)
 
 
 def _marks(job: Job, start: int) -> Times:

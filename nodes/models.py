@@ -43,6 +43,10 @@ class Bastion(models.Model):
     def __str__(self) -> str:
         return f"{self.user}@{self.address}" + (f":{self.port}" if self.port != 22 else "")
 
+    @property
+    def key_changed(self) -> bool:
+        return bool(self.offered_host_key)
+
 
 class Node(Lifecycle):
     """One server, reached over SSH, or ``local``: the machine Quarterdeck itself runs on."""
@@ -95,6 +99,12 @@ class Node(Lifecycle):
 
     def get_absolute_url(self) -> str:
         return reverse("node", args=[self.name])
+
+    @property
+    def key_changed(self) -> bool:
+        """It, or a host on the way to it, showed another key than the pinned one: nothing may be done there."""
+        before = self.jump or self.bastion
+        return bool(self.offered_host_key) or (before is not None and before.key_changed)
 
     @property
     def facts(self) -> Facts:
@@ -164,6 +174,7 @@ class Step(Lifecycle):
     stage = models.PositiveSmallIntegerField()
     kind = models.CharField(max_length=40)
     node = models.ForeignKey(Node, on_delete=models.CASCADE, related_name="steps")
+    about = models.CharField(max_length=80, blank=True)  # what it is about beside its run: "replica:3"
     job = models.OneToOneField("Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="step")
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -193,6 +204,7 @@ class Job(Lifecycle):
     log_size = models.BigIntegerField(null=True, blank=True)  # bytes, known once it has ended
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+    swept = models.BooleanField(default=False)  # its directory on the node and its archived log were removed
 
     class Meta:
         ordering = ["-created_at"]

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -30,6 +30,7 @@ class StepLine:
 
     step: Step
     title: Text
+    about: Lifecycle | None = None  # what it is about beside the run's own subject, such as one replica of several
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,22 @@ class Story:
     def several_nodes(self) -> bool:
         return len({line.step.node_id for line in self.lines}) > 1
 
+    @property
+    def several_subjects(self) -> bool:
+        return len({line.step.about for line in self.lines} - {""}) > 1
+
 
 def stories(found: QuerySet[Run], limit: int = 10) -> list[Story]:
     """The newest runs of a query, told; the number of queries does not grow with theirs."""
     newest = list(found.select_related("created_by").prefetch_related("steps__node", "steps__job")[:limit])
-    about = subjects({run.about for run in newest})
-    return [_tell(run, about.get(run.about)) for run in newest]
+    named = {run.about for run in newest} | {step.about for run in newest for step in run.steps.all() if step.about}
+    about = subjects(named)
+    return [_tell(run, about) for run in newest]
 
 
-def _tell(run: Run, about: Lifecycle | None) -> Story:
-    lines = [StepLine(step, runs.step_title(step.kind)) for step in run.steps.all()]
-    return Story(run, runs.run_title(run), lines, about)
+def _tell(run: Run, about: Mapping[str, Lifecycle]) -> Story:
+    lines = [StepLine(step, runs.step_title(step.kind), about.get(step.about)) for step in run.steps.all()]
+    return Story(run, runs.run_title(run), lines, about.get(run.about))
 
 
 def subjects(names: Iterable[str]) -> dict[str, Lifecycle]:

@@ -45,7 +45,7 @@ def prepare(node: Node, by: User | None) -> Run:
     return run
 
 
-def prepare_stages(node: Node) -> list[list[tuple[str, Node]]]:
+def prepare_stages(node: Node) -> list[list[runs.Planned]]:
     """The stages that make a node ready, for whatever run needs them."""
     return [[(kind, node)] for kind in ("facts", "environment", "packages", "verification", "facts")]
 

@@ -180,7 +180,7 @@ def approve_new_key(node: Node, by: User | None) -> None:
 
 def forget(node: Node, by: User | None) -> None:
     """Take the node out of Quarterdeck, and our key off it if it can be reached. Raises `Problem` while it is used."""
-    if node.heads.filter(deployments__isnull=False).exists():
+    if node.replicas.exists() or node.heads.filter(deployments__isnull=False).exists():
         raise Problem(
             _("%(node)s still has deployments.") % {"node": node.name}, _("Stop and delete them first."))
     if node.kind == Node.Kind.SSH:

@@ -104,7 +104,9 @@ def run_title(run: Run) -> Promise | str:
     return stories[run.story].title
 
 
-Stages = Sequence[Sequence[tuple[str, Node]]]
+#: Step kind and node; where one node has several of a kind, also the subject that the step is about ("replica:3").
+Planned = tuple[str, Node] | tuple[str, Node, str]
+Stages = Sequence[Sequence[Planned]]
 
 
 def start(story: str, about: str, stages: Stages, by: User | None, **options: Any) -> Run:
@@ -114,8 +116,8 @@ def start(story: str, about: str, stages: Stages, by: User | None, **options: An
             options["language"] = get_language() or settings.LANGUAGE_CODE
             run = Run.objects.create(story=story, about=about, options=options, created_by=by)
             for number, stage in enumerate(stages):
-                for kind, node in stage:
-                    Step.objects.create(run=run, stage=number, kind=kind, node=node)
+                for kind, node, *subject in stage:
+                    Step.objects.create(run=run, stage=number, kind=kind, node=node, about="".join(subject))
             transaction.on_commit(lambda: queue(run.pk))
     except IntegrityError as error:
         raise Problem(

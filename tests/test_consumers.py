@@ -21,6 +21,7 @@ from pytest_django import Settings
 
 from controlplane import streams
 from controlplane.asgi import application
+from controlplane.routing import websockets
 from nodes import fanout
 from nodes.models import Job, Node
 from nodes.remote import job as remote_job
@@ -153,7 +154,7 @@ async def test_who_cannot_keep_up_is_told_what_was_skipped_and_has_the_present(
     for n in range(6):
         await asyncio.to_thread(append, job, n * len(piece), piece)
     async with socket(f"/ws/log/{job.pk}?after=10&live=1", cookie) as opened:
-        assert await told(opened) == {"skipped": [10, 3 << 20]}  # of six pieces the stream keeps what fits beside the last
+        assert await told(opened) == {"skipped": [10, 3 << 20]}  # the stream keeps its last 2 MiB and what they cut
         assert len(await received(opened, 3 << 20, first=3 << 20)) == 3 << 20
 
 
@@ -236,3 +237,15 @@ async def test_a_page_of_another_origin_gets_no_socket(job: Job, cookie: str) ->
 async def test_a_job_that_is_not_there_closes_the_socket(cookie: str, valkey: str) -> None:
     async with socket("/ws/log/00000000-0000-0000-0000-000000000000", cookie) as opened:
         assert (await opened.receive_output(timeout=5))["code"] == 4404
+
+
+async def test_a_user_with_very_many_websockets_is_told_to_try_later(
+    cookie: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websockets.inner.inner.inner.inner, "_most", 2)  # within: same origin, cookie, session, user
+    async with socket("/ws/pokes", cookie), socket("/ws/pokes", cookie) as second:
+        async with socket("/ws/pokes", cookie) as third:
+            assert (await third.receive_output(5))["code"] == 1013
+        await second.disconnect()
+        async with socket("/ws/pokes", cookie) as fourth:
+            assert await fourth.receive_nothing(0.1)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
 import socket
 import tracemalloc
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from deployments.gateway import body
 from deployments.gateway import http as bounded
-from deployments.gateway.keys import checksum
+from deployments.gateway.keys import Caller, checksum
 from tests import upstream
 from tests.support.gateway_world import KEY, World, client_of, prompt, serving
 from tests.upstream import Asked, Behaviour, StandIn, stand_in
@@ -282,3 +285,31 @@ async def test_a_thousand_wrong_keys_do_not_make_the_gateway_ask_its_database(
         assert (await client.get("/v1/models")).status_code == 200
     assert set(statuses) == {401}
     assert world.looks < 50
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_a_thousand_keys_that_hammer_at_once_are_all_answered_within_little_memory() -> None:
+    async with stand_in(upstream.chat) as server:
+        world = World(m=server.port)
+        keys = [f"qd-key-{number}" for number in range(1000)]
+        for number, key in enumerate(keys):
+            world.callers[hashlib.sha256(key.encode()).hexdigest()] = Caller(user_id=number, key_id=number)
+        async with client_of(world.gateway()) as client:
+            await client.get("/v1/models")
+            limit = asyncio.Semaphore(100)
+
+            async def ask(key: str) -> int:
+                async with limit:
+                    bearer = {"Authorization": f"Bearer {key}"}
+                    return (await client.post(CHAT, json=prompt(stream=True), headers=bearer)).status_code
+
+            before = resident()
+            statuses = await asyncio.gather(*map(ask, keys))
+            grown = resident() - before
+    assert statuses == [200] * 1000
+    assert grown < 60 * MEGABYTE  # of the gateway, the stand-in and the client together
+    assert {line.key_id: count.requests for line, count in world.counted.items()} == dict.fromkeys(range(1000), 1)

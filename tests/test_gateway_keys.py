@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC
 from typing import Any
 
@@ -16,7 +17,7 @@ from django.contrib.auth.models import User
 from django.core import signing
 from django.db import DatabaseError
 
-from deployments.gateway import directory, keys, routes
+from deployments.gateway import directory, keys, limits, routes
 from deployments.gateway.app import Gateway
 from deployments.models import ApiKey, Deployment
 from nodes.models import Cluster, Node
@@ -130,6 +131,25 @@ async def test_a_change_of_the_password_ends_the_pages_token_and_the_next_one_wo
     assert await status_of(http, before) == 401
 
 
+async def test_the_pages_of_one_user_share_limits_of_their_own(
+    ada: User, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "PAGES", replace(limits.PAGES, requests_per_minute=3))
+    bob = await in_thread(User.objects.create_user, "bob")
+    async with stand_in(upstream.chat) as server:
+        await in_thread(deployed, server, "ready")
+
+        async def ask(user: User) -> httpx.Response:
+            token = {"Authorization": f"Bearer {keys.session_token(user)}"}  # another one each time, as of another page
+            return await http.post(CHAT, json=prompt("tiny"), headers=token)
+
+        answers = [await ask(ada) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert (await ask(bob)).status_code == 200
+    assert "Your pages have reached their limit: 3 requests a minute." in answers[3].json()["error"]["message"]
+    assert answers[3].headers["retry-after"]
+
+
 async def test_a_token_of_a_user_who_is_new_works_at_once(http: httpx.AsyncClient) -> None:
     assert await status_of(http, "qd-first-look") == 401
     assert await status_of(http, keys.session_token(await in_thread(User.objects.create_user, "new"))) == 200
@@ -143,9 +163,11 @@ def test_a_token_of_an_older_quarterdeck_which_had_the_user_only_is_no_token(ada
 def deployed(server: StandIn, state: str) -> Deployment:
     node = Node.objects.create(name="here", kind=Node.Kind.LOCAL, address="127.0.0.1")
     cluster = Cluster.objects.create(name="c", head=node)
-    return Deployment.objects.create(
+    deployment = Deployment.objects.create(
         name="tiny", model="/m", cluster=cluster, port=server.port, state=state, api_key=UPSTREAM_KEY
     )
+    deployment.replicas.create(number=1, node=node, port=server.port, state="ready")
+    return deployment
 
 
 async def test_a_deployment_is_answered_for_from_the_moment_it_is_ready(

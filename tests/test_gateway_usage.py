@@ -112,7 +112,7 @@ class TestInTheDatabase:
         """One prompt to a gateway with the database's keys; its counts are written when this returns."""
         world = World(m=server.port)
         world.routes["other"] = route("other", server.port)
-        gateway = Gateway(lambda last: View(keys.load(), world.load(last).routes), world.listen)
+        gateway = Gateway(lambda: View(keys.load(), world.load().routes), world.listen)
         async with client_of(gateway, key=token) as http:
             return await http.post(CHAT, json=prompt(model, stream=True))
 

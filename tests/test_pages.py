@@ -15,8 +15,9 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from django.utils import timezone
 
 from controlplane.problems import Problem
-from deployments import rollout
+from deployments import planning, rollout
 from deployments.gateway import keys as gateway_keys
+from deployments.model_files import ModelFiles
 from deployments.models import ApiKey, Deployment
 from nodes import logs, registration, views
 from nodes.models import Cluster, Job, Node, Run, Step
@@ -353,7 +354,17 @@ def test_a_field_that_cannot_be_right_says_so(admin: Client, field: str, value: 
 
 # --- deployments ---
 
-DEPLOY = {"source": "path", "path": "/data/models/qwen", "name": "qwen", "extra": ""}
+DEPLOY = {"source": "path", "path": "/data/models/qwen", "name": "qwen", "where": "node:te1", "extra": ""}
+
+
+@pytest.fixture(autouse=True)
+def no_model_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes here are no machines: what their models are cannot be read."""
+
+    def unreadable(model: str, node: Node) -> ModelFiles:
+        raise Problem(f"{node} cannot be reached.")
+
+    monkeypatch.setattr(planning, "model_files", unreadable)
 
 
 def test_options_reach_the_rollout_with_their_types(
@@ -366,16 +377,14 @@ def test_options_reach_the_rollout_with_their_types(
         return deployment
 
     monkeypatch.setattr(rollout, "create", create)
-    extra = "--enforce-eager\nseed=1\n swap-space = 0.5\nchat-template=/data/t.jinja"
-    admin.post(
-        reverse("deployment-new"), {**DEPLOY, "node": node.pk, "max_model_len": "4096", "extra": extra}
-    )
+    extra = "--enforce-eager\nseed=1\n cpu-offload-gb = 0.5\nchat-template=/data/t.jinja"
+    admin.post(reverse("deployment-new"), {**DEPLOY, "max_model_len": "4096", "extra": extra})
     name, model, on, port, options, _by = made[0]
     assert (name, model, on, port) == ("qwen", "/data/models/qwen", node, None)
     assert options == {
         "enforce-eager": True,
         "seed": 1,
-        "swap-space": 0.5,
+        "cpu-offload-gb": 0.5,
         "chat-template": "/data/t.jinja",
         "max-model-len": 4096,
     }
@@ -394,7 +403,7 @@ def test_options_reach_the_rollout_with_their_types(
 def test_a_deployment_that_cannot_be_right_says_so(
     admin: Client, node: Node, change: dict[str, str], sentence: str
 ) -> None:
-    response = admin.post(reverse("deployment-new"), {**DEPLOY, "node": str(node.pk), **change})
+    response = admin.post(reverse("deployment-new"), {**DEPLOY, **change})
     assert response.status_code == 409
     assert sentence in text_of(response)
     assert not Deployment.objects.exists()
@@ -407,7 +416,7 @@ def test_a_port_in_use_is_told_beside_the_form(
         raise Problem("Port 20700 on te1 is taken by smollm2.", "Choose another port.")
 
     monkeypatch.setattr(rollout, "create", taken)
-    response = admin.post(reverse("deployment-new"), {**DEPLOY, "node": node.pk, "port": "20700"})
+    response = admin.post(reverse("deployment-new"), {**DEPLOY, "port": "20700"})
     page = text_of(response)
     assert response.status_code == 409
     assert "Port 20700 on te1 is taken by smollm2." in page

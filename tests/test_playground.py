@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
-from deployments.models import Conversation, Deployment, Message
+from deployments.models import Conversation, Deployment, Message, Replica
 from deployments.playground import api, saved
 from nodes.models import Cluster, Job, Node
 
@@ -37,8 +37,9 @@ def deployment() -> Deployment:
     node = Node.objects.create(name="te1", address="te1", user="root")
     cluster = Cluster.objects.create(name="te1", head=node)
     server = Job.objects.create(node=node, name="server")
-    return Deployment.objects.create(
-        name="qwen", model="/m", cluster=cluster, port=20700, state="ready", server=server)
+    made = Deployment.objects.create(name="qwen", model="/m", cluster=cluster, port=20700, state="ready")
+    made.replicas.create(number=1, node=node, port=20700, state="ready", server=server)
+    return made
 
 
 def post(client: Client, address: str, body: object) -> Any:
@@ -86,7 +87,7 @@ def test_a_place_offers_no_deployment_that_another_place_has(mei: Client, deploy
 
 def test_a_model_measured_to_have_no_chat_template_is_marked(mei: Client, deployment: Deployment) -> None:
     assert "data-untemplated" not in mei.get(reverse("playground")).content.decode()
-    Deployment.objects.update(measured={"chat_template": False})
+    Replica.objects.update(measured={"chat_template": False})
     assert "data-untemplated" in mei.get(reverse("playground")).content.decode()
 
 
@@ -113,11 +114,12 @@ def test_an_answer_remembers_which_start_of_the_deployment_gave_it(mei: Client, 
     pk = begin(mei)
     add(mei, pk, **PROMPT)
     old = add(mei, pk, **ANSWER).json()["server"]
-    assert old == str(deployment.server_id)
-    deployment.server = Job.objects.create(node=deployment.cluster.head, name="server")
-    deployment.save()
+    replica = deployment.replicas.get()
+    assert old == str(replica.server_id)
+    replica.server = Job.objects.create(node=replica.node, name="server")
+    replica.save()
     add(mei, pk, **ANSWER)
-    assert [answer["server"] for answer in told(mei, pk)["turns"][0]["answers"]] == [old, str(deployment.server_id)]
+    assert [answer["server"] for answer in told(mei, pk)["turns"][0]["answers"]] == [old, str(replica.server_id)]
 
 
 def test_the_list_has_the_newest_first_with_its_models(mei: Client) -> None:

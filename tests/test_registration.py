@@ -30,9 +30,7 @@ pytestmark = [pytest.mark.sshd, pytest.mark.valkey, pytest.mark.django_db(transa
 def server(tmp_path: Path) -> Iterator[Sshd]:
     running = sshd_support.start(tmp_path)
     yield running
-    for _key, host in hosts._open.values():
-        host.close()
-    hosts._open.clear()
+    hosts.close_all()
     running.stop()
 
 
@@ -152,8 +150,7 @@ def test_a_changed_host_key_stops_the_node_until_it_is_approved(server: Sshd) ->
     runs.advance(node_run(node))
     old = node.host_key
     server.restart(new_host_key=True)
-    for _key, host in hosts._open.values():
-        host.close()
+    hosts.close_all()
     with pytest.raises(HostKeyChanged, match="another host key"):
         hosts.open_host(node)
     node.refresh_from_db()
@@ -174,7 +171,7 @@ def test_watch_says_that_a_node_is_gone_and_that_it_is_back(server: Sshd, monkey
     watcher.start()
     wait_for_state(node, NodeState.UNREACHABLE)
     assert "nothing listens on this port" in node.fresh().reason
-    server.process = sshd_support._run(server.folder, server.port)
+    server.restart()
     wait_for_state(node, NodeState.NEW)
     watcher.stop()
     watcher.join(10)
@@ -222,7 +219,6 @@ def test_a_removed_node_has_our_key_no_longer(server: Sshd) -> None:
 def test_a_node_that_is_gone_can_still_be_forgotten(server: Sshd) -> None:
     node = register(server)
     server.stop()
-    for _key, host in hosts._open.values():
-        host.close()
+    hosts.close_all()
     registration.forget(node, None)
     assert not Node.objects.exists()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from django.db import connection
 from pytest_django import Settings
@@ -20,9 +19,9 @@ from pytest_django import Settings
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
 from deployments import care, rollout
-from deployments.models import Deployment
-from deployments.states import DeploymentState
-from deployments.upstream import base_url
+from deployments import engine as engine_module
+from deployments.models import Deployment, Replica
+from deployments.states import DeploymentState, ReplicaState
 from nodes import hosts, logs, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
@@ -108,6 +107,16 @@ def rolled_out(deployment: Deployment) -> Deployment:
     return reach(deployment, DeploymentState.READY)
 
 
+def only(deployment: Deployment) -> Replica:
+    return deployment.replicas.select_related("deployment", "node", "server").get()
+
+
+def server(deployment: Deployment) -> Job:
+    job = only(deployment).server
+    assert job is not None
+    return job
+
+
 def steps(deployment: Deployment) -> dict[str, str]:
     run = Run.objects.filter(about=deployment.subject).latest("pk")
     return {step.kind: step.state for step in run.steps.all()}
@@ -117,10 +126,8 @@ def test_a_rollout_ends_ready_after_a_real_answer(quarterdeck: Watch, deployment
     ready = rolled_out(deployment)
     assert steps(deployment)["packages"] == RunState.SKIPPED
     assert steps(deployment)["verify"] == RunState.DONE
-    assert (ready.percent, ready.measured["weights_gib"]) == (100, 0.25)
-    answer = httpx.post(
-        f"{base_url(ready)}/v1/completions", json={}, headers={"Authorization": f"Bearer {ready.api_key.reveal()}"})
-    assert answer.status_code == 200
+    assert (only(ready).percent, only(ready).measured["weights_gib"]) == (100, 0.25)
+    assert engine_module.prompt(only(ready), 1, timeout=5).status_code == 200
 
 
 @pytest.mark.sshd
@@ -133,18 +140,15 @@ def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
     node = registration.register(login, server.host_key.line, None)
     Node.objects.filter(pk=node.pk).update(root=str(engine.root))
     # The server binds to an address that the control plane does not try, as behind a firewall.
-    monkeypatch.setattr("deployments.steps.inner_address", lambda node: "127.0.0.9")
+    monkeypatch.setattr("deployments.serving.inner_address", lambda node: "127.0.0.9")
     monkeypatch.setattr("deployments.upstream.inner_address", lambda node: "127.0.0.9")
     until(lambda: node.fresh().state == NodeState.READY)
     ready = rolled_out(rollout.create("far", Deployment.DEMO, node.fresh(), free_port(), {}, None))
-    assert ready.tunnel
-    answer = httpx.get(f"{base_url(ready)}/v1/models", headers={"Authorization": f"Bearer {ready.api_key.reveal()}"})
-    assert answer.json()["data"][0]["id"] == "far"
+    assert only(ready).tunnel
+    assert engine_module.ask(only(ready), "GET", "/v1/models", timeout=5).json()["data"][0]["id"] == "far"
     rollout.stop(ready, None)
     reach(ready, DeploymentState.STOPPED)
-    for _key, host in hosts._open.values():
-        host.close()
-    hosts._open.clear()
+    hosts.close_all()
     server.stop()
 
 
@@ -164,7 +168,7 @@ def test_it_is_known_whether_a_model_can_chat(
     quarterdeck: Watch, deployment: Deployment, engine: StandInEngine, behaviour: str, chats: bool
 ) -> None:
     engine.behave(behaviour)
-    assert rolled_out(deployment).measured["chat_template"] is chats
+    assert only(rolled_out(deployment)).measured["chat_template"] is chats
 
 
 def test_a_port_in_use_is_named_before_anything_is_started(quarterdeck: Watch, deployment: Deployment) -> None:
@@ -194,9 +198,7 @@ def test_a_server_that_starts_but_cannot_generate_is_not_ready(
     rollout.start(deployment, None)
     failed = reach(deployment, DeploymentState.FAILED)
     assert "refused a prompt with status 500" in failed.reason
-    server = failed.server
-    assert server is not None
-    until(lambda: server.fresh().state not in JOB_ACTIVE)
+    until(lambda: server(failed).state not in JOB_ACTIVE)
 
 
 def test_a_server_that_ends_by_itself_is_noticed_whatever_its_status(
@@ -204,8 +206,7 @@ def test_a_server_that_ends_by_itself_is_noticed_whatever_its_status(
 ) -> None:
     ready = rolled_out(deployment)
     engine.behave("serve")
-    assert ready.server is not None
-    runs.end_job(ready.server, "KILL")
+    runs.end_job(server(ready), "KILL")
     failed = reach(deployment, DeploymentState.FAILED)
     assert failed.reason.startswith("The model server ended: ")
 
@@ -225,13 +226,12 @@ def test_stopping_leaves_no_process_and_frees_the_ports(quarterdeck: Watch, depl
 def test_a_server_that_ignores_the_first_signal_is_killed(
     quarterdeck: Watch, deployment: Deployment, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.steps.GRACE", timedelta(seconds=1))
+    monkeypatch.setattr("deployments.ending.GRACE", timedelta(seconds=1))
     engine.behave("stubborn")
     ready = rolled_out(deployment)
     rollout.stop(ready, None)
     reach(deployment, DeploymentState.STOPPED)
-    assert ready.server is not None
-    assert runs.end_job(ready.server, "TERM") == 0
+    assert runs.end_job(server(ready), "TERM") == 0
 
 
 def test_a_rollout_can_be_stopped_while_it_loads(
@@ -239,7 +239,7 @@ def test_a_rollout_can_be_stopped_while_it_loads(
 ) -> None:
     engine.behave("slow")
     rollout.start(deployment, None)
-    until(lambda: deployment.fresh().phase == "weights")
+    until(lambda: only(deployment).phase == "weights")
     rollout.stop(deployment.fresh(), None)
     reach(deployment, DeploymentState.STOPPED)
     assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
@@ -270,10 +270,10 @@ def test_the_node_of_a_rollout_is_ready_with_it(quarterdeck: Watch, engine: Stan
 def test_a_deployment_that_serves_is_not_started_over_its_own_server(
     quarterdeck: Watch, deployment: Deployment
 ) -> None:
-    ready = rolled_out(deployment)
+    job = server(rolled_out(deployment))
     with pytest.raises(Problem, match="small is ready and cannot be started now"):
-        rollout.start(ready.fresh(), None)
-    assert ready.fresh().server == ready.server
+        rollout.start(deployment.fresh(), None)
+    assert server(deployment) == job
 
 
 def test_a_server_that_is_still_being_ended_is_not_forgotten(quarterdeck: Watch, deployment: Deployment) -> None:
@@ -288,12 +288,11 @@ def test_a_lost_message_about_a_dead_server_only_delays(
     quarterdeck: Watch, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = rolled_out(deployment)
-    server = ready.server
-    assert server is not None
+    job = server(ready)
     with monkeypatch.context() as lost:
         lost.setattr(tasks, "send", lambda *_: None)
-        runs.end_job(server, "KILL")
-        until(lambda: server.fresh().state not in JOB_ACTIVE)
+        runs.end_job(job, "KILL")
+        until(lambda: job.fresh().state not in JOB_ACTIVE)
     assert ready.fresh().state == DeploymentState.READY
     signals.tick.send(None)
     reach(deployment, DeploymentState.FAILED)
@@ -304,11 +303,10 @@ def test_what_a_dead_server_left_behind_is_ended_too(
 ) -> None:
     engine.behave("litter")
     ready = rolled_out(deployment)
-    server = ready.server
-    assert server is not None
+    job = server(ready)
     os.kill(int((engine.root / "server.pid").read_text()), signal.SIGKILL)
     reach(deployment, DeploymentState.FAILED)
-    until(lambda: runs.end_job(server, "TERM") == 0)
+    until(lambda: runs.end_job(job, "TERM") == 0)
 
 
 def test_two_people_pressing_start_at_once_start_one_rollout(quarterdeck: Watch, deployment: Deployment) -> None:
@@ -355,26 +353,24 @@ def test_leftovers_of_a_failed_deployment_are_ended_on_a_tick(
     quarterdeck: Watch, deployment: Deployment
 ) -> None:
     ready = rolled_out(deployment)
-    assert ready.move(DeploymentState.FAILED, "for the test")
+    assert only(ready).move(ReplicaState.FAILED, "for the test")
     signals.tick.send(None)
-    assert ready.server is not None
-    until(lambda: ready.server is not None and ready.server.fresh().state not in JOB_ACTIVE)
+    until(lambda: server(ready).state not in JOB_ACTIVE)
 
 
 def test_the_server_log_is_kept_after_its_end(quarterdeck: Watch, deployment: Deployment) -> None:
     ready = rolled_out(deployment)
     rollout.stop(ready, None)
     reach(deployment, DeploymentState.STOPPED)
-    server = ready.server
-    assert server is not None
-    until(server.archive.exists)
-    kept = b"".join(logs.read_all(server.fresh()))
+    job = server(ready)
+    until(job.archive.exists)
+    kept = b"".join(logs.read_all(job.fresh()))
     assert b"Application startup complete." in kept
 
 
 def test_care_of_a_job_that_is_gone_is_no_failure(quarterdeck: Watch, deployment: Deployment) -> None:
     ready = rolled_out(deployment)
-    assert ready.server is not None
-    care.end_job(str(ready.server.pk))
+    job = server(ready)
+    care.end_job(str(job.pk))
     reach(deployment, DeploymentState.FAILED)
-    care.end_job(str(ready.server.pk))
+    care.end_job(str(job.pk))

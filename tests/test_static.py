@@ -49,10 +49,11 @@ def test_every_icon_that_is_used_is_drawn() -> None:
 
 def test_every_state_has_a_word_an_icon_and_a_tone() -> None:
     from controlplane.templatetags.deck import LOOKS
-    from deployments.states import DeploymentState
+    from deployments.states import DeploymentState, ReplicaState
     from nodes.states import JobState, NodeState, RunState
 
-    states = {str(state) for kind in (NodeState, DeploymentState, RunState, JobState) for state in kind}
+    kinds = (NodeState, DeploymentState, ReplicaState, RunState, JobState)
+    states = {str(state) for kind in kinds for state in kind}
     drawn = set(re.findall(r'id="i-([a-z]+)"', (ROOT / "static" / "icons.svg").read_text()))
     assert states <= set(LOOKS)
     assert {look.icon for look in LOOKS.values()} <= drawn

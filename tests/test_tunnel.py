@@ -53,9 +53,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     server = sshd_support.start(tmp_path)
     login = Login("te1", server.address, server.port, server.user, private_key=Secret(server.key))
     yield registration.register(login, server.host_key.line, None)
-    for _key, host in hosts._open.values():
-        host.close()
-    hosts._open.clear()
+    hosts.close_all()
     server.stop()
 
 
@@ -90,6 +88,6 @@ def test_a_port_where_nobody_listens_ends_the_connection(node: Node) -> None:
         httpx.get(f"http://127.0.0.1:{tunnel.port}/", trust_env=False)
     host = hosts.shared_host(node)
     assert isinstance(host, SshHost)
-    with pytest.raises(Unreachable, match="does not reach port"):
+    with pytest.raises(Unreachable, match=r"does not reach 127\.0\.0\.1 port"):
         host.connect_from_there("127.0.0.1", free_port())
     tunnel.close()

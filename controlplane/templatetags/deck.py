@@ -44,6 +44,7 @@ LOOKS = {
     "draft": Look(pgettext_lazy("state", "draft"), "draft", "calm"),
     "rolling_out": Look(pgettext_lazy("state", "rolling out"), "rolling", "busy"),
     "degraded": Look(pgettext_lazy("state", "degraded"), "degraded", "warn"),
+    "draining": Look(pgettext_lazy("state", "draining"), "stopping", "busy"),
     "stopping": Look(pgettext_lazy("state", "stopping"), "stopping", "busy"),
     "stopped": Look(pgettext_lazy("state", "stopped"), "stopped", "calm"),
     "waiting": Look(pgettext_lazy("state", "waiting"), "new", "calm"),

@@ -17,7 +17,7 @@ from typing import Any
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
-from deployments.gateway import body, client, directory, keys, limits, meter, routes, wire
+from deployments.gateway import body, client, directory, draining, keys, limits, meter, routes, wire
 from deployments.gateway.errors import ApiError, Header, language_of
 from deployments.gateway.forward import Call, Send, forward
 from deployments.gateway.hangup import UntilHangUp
@@ -39,13 +39,16 @@ class Gateway:
         listen: directory.Listener = directory.from_redis,
         write: meter.Writer = meter.write,
         times: client.Limits | None = None,
+        report: draining.Reporter = draining.to_redis,
     ) -> None:
-        self._load, self._listen, self._write, self._times = load, listen, write, times
+        self._load, self._listen, self._write, self._times, self._report = load, listen, write, times, report
         self._loop: asyncio.AbstractEventLoop | None = None
         self._directory: directory.Directory
         self._meter: meter.Meter
         self._pool: client.Pool
-        self._accounts: defaultdict[int, limits.Account] = defaultdict(limits.Account)
+        self._reporting: asyncio.Future[None]
+        self._flights = draining.Flights()
+        self._accounts: defaultdict[tuple[int, int | None], limits.Account] = defaultdict(limits.Account)
 
     async def __call__(self, scope: Scope, receive: body.Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -60,6 +63,7 @@ class Gateway:
         """End background tasks and connections, write down what was counted. A request starts all again."""
         if self._loop is not None:
             self._loop = None
+            self._reporting.cancel()
             self._directory.close()
             self._pool.close()
             await self._meter.close()
@@ -71,7 +75,13 @@ class Gateway:
             self._directory = directory.Directory(self._load, self._listen)
             self._meter = meter.Meter(self._write)
             self._pool = client.Pool(self._times)
+            self._flights = draining.Flights()
+            self._reporting = asyncio.ensure_future(self._report(self.on_their_way))
             _calm_collector()
+
+    def on_their_way(self) -> dict[str, int]:
+        """Every model server that may be asked or is still answering, and how many requests it has."""
+        return draining.said(self._directory.servers(), self._flights)
 
     async def _live(self, receive: body.Receive, send: Send) -> None:
         """Lifespan, for running alone."""
@@ -112,7 +122,7 @@ class Gateway:
         _expect(scope, "POST")
         content = await body.read(receive, wire.value_of(headers, b"content-length"))
         ask = body.understand(content, wire.value_of(headers, b"content-type"))
-        limits.check_model(caller.allowance, ask.model)
+        limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
         route = await self._find(ask.model, view)
         call = Call(path, ask, content, headers, marked, send, began)
         await self._let_through(call, caller, route, receive)
@@ -139,11 +149,11 @@ class Gateway:
         self, call: Call, caller: keys.Caller, route: routes.Route, receive: body.Receive
     ) -> None:
         """Forward a request within its key's limits, and count what it took, however it ends."""
-        account = self._accounts[caller.key_id or 0]  # pages share one, without limits
+        account = self._accounts[caller.user_id, caller.key_id]  # the pages of a user share one
         call.extra = account.begin(caller.allowance, caller.used_today, time.time())
         try:
             async with UntilHangUp(receive):
-                await forward(self._pool, call, route)
+                await forward(self._pool, call, route, self._flights)
         except ApiError:
             call.failed = True
             raise
@@ -174,15 +184,22 @@ def models(path: str, known: routes.Routes, caller: keys.Caller) -> bytes:
     """The list of models that are served, or one of them. Raises `ApiError` for one that is not."""
     name = path.removeprefix("/v1/models").strip("/")
     if name:
-        limits.check_model(caller.allowance, name)
-        return json.dumps(_card(routes.find(known, name))).encode()
+        limits.check_model(caller.allowance, name, routes.meant(known, name))
+        return json.dumps(_card(name, routes.find(known, name))).encode()
     allowed = caller.allowance.models
-    served = [_card(one) for one in known.values() if one.serves and (not allowed or one.name in allowed)]
+    served = [
+        _card(one, route)
+        for one, route in sorted(known.items())
+        if route.serves and (not allowed or allowed & {one, route.name})
+    ]
     return json.dumps({"object": "list", "data": served}).encode()
 
 
-def _card(route: routes.Route) -> dict[str, object]:
-    return {"id": route.name, "object": "model", "created": route.created, "owned_by": "quarterdeck"}
+def _card(name: str, route: routes.Route) -> dict[str, object]:
+    """``root`` is what an alias leads to, as vLLM has it for adapters."""
+    return {
+        "id": name, "object": "model", "created": route.created, "owned_by": "quarterdeck", "root": route.name,
+    }
 
 
 def _expect(scope: Scope, method: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,23 +117,26 @@ def _of_form(body: bytes, content_type: bytes) -> Ask:
 
 
 def _fields(body: bytes, content_type: bytes) -> dict[bytes, bytes]:
-    """The short values of a form. Each byte is passed over once: what it holds may be a recording, or hostile."""
+    """The short values of a form; of a field that is given twice the last, as the model server takes it."""
+    return {name: body[begin:end] for name, begin, end in _values(body, content_type)}
+
+
+def _values(body: bytes, content_type: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Where the short values of a form are. Each byte is passed over once: it may be a recording, or hostile."""
     found = _BOUNDARY.search(content_type)
     if found is None:
-        return {}
+        return
     mark = b"\r\n--" + (found[1] or found[2])
-    fields: dict[bytes, bytes] = {}
     end = body.find(mark[2:]) - 2  # the first mark may have no line before it
     for _part in range(_MOST_PARTS):
         begin = end + len(mark)
         end = body.find(mark, begin)
         if end < 0:
             break
-        head, _gap, value = body[begin : min(end, begin + _HEAD + _VALUE)].partition(b"\r\n\r\n")
+        head, _gap, _value = body[begin : min(end, begin + _HEAD + _VALUE)].partition(b"\r\n\r\n")
         name = _NAME.search(head)
         if name and end - begin - len(head) - 4 <= _VALUE:
-            fields[name[1]] = value
-    return fields
+            yield name[1], min(end, begin + len(head) + 4), end
 
 
 def _no_model() -> ApiError:
@@ -146,6 +149,18 @@ def _broken(error: Exception) -> ApiError:
     detail = str(error) if plain else "it is nested too deeply or is not UTF-8"
     sentence = _("The request's body is not the JSON that this endpoint takes: {detail}.")
     return ApiError(400, "invalid_json", format_lazy(sentence, detail=detail))
+
+
+def renamed(body: bytes, content_type: bytes, model: str) -> bytes:
+    """The body with another model's name in place of the one it has: an alias becomes what its server knows."""
+    if content_type.startswith(b"multipart/form-data"):
+        places = [(begin, end) for name, begin, end in _values(body, content_type) if name == b"model"]
+        for begin, end in reversed(places):
+            body = body[:begin] + model.encode() + body[end:]
+        return body
+    fields = _shallow(body) or {}
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
 
 
 def with_usage(body: bytes) -> bytes:

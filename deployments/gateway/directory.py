@@ -36,15 +36,15 @@ class View:
     routes: routes.Routes
 
 
-Loader = Callable[[View | None], View]
+Loader = Callable[[], View]
 Listener = Callable[[Callable[[], None]], Awaitable[None]]
 
 
-def from_database(last: View | None) -> View:
+def from_database() -> View:
     """The view that the database gives now."""
     close_old_connections()
     try:
-        return View(keys.load(), routes.load(last.routes if last else {}))
+        return View(keys.load(), routes.load())
     finally:
         close_old_connections()
 
@@ -82,6 +82,11 @@ class Directory:
             asyncio.ensure_future(listen(self._wanted.set)),
         ]
 
+    def servers(self) -> set[str]:
+        """The model servers that may be asked now."""
+        known = self._view.routes.values() if self._view else ()
+        return {replica.server for route in known for replica in route.replicas}
+
     async def view(self) -> View:
         """What is known now. Waits only for the very first look; raises `ApiError` when that fails."""
         return self._view or await self.newer(0.0)
@@ -113,7 +118,7 @@ class Directory:
             self._wanted.clear()
             started_at = loop.time()
             try:
-                self._view = await loop.run_in_executor(self._thread, self._load, self._view)
+                self._view = await loop.run_in_executor(self._thread, self._load)
                 self._started_at = started_at
             except Exception as error:  # the task's boundary: the last view serves on
                 unusual = not isinstance(error, Error)

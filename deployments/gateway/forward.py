@@ -12,11 +12,15 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
 from deployments.gateway import body, client, routes, wire
+from deployments.gateway.draining import Flights
 from deployments.gateway.errors import ApiError, Header, language_of
 from deployments.gateway.meter import Count
 from deployments.gateway.relay import Relay
 
 log = logging.getLogger(__name__)
+
+#: A server that says so is not well, or in front of one that is not: another one may be.
+TRY_ANOTHER = frozenset({502, 503})
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -53,23 +57,26 @@ class Call:
         return count
 
 
-async def forward(pool: client.Pool, call: Call, route: routes.Route) -> None:
+async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: Flights) -> None:
     """Ask the replicas in turn, the least busy first, until one has begun to answer.
 
     Raises `ApiError` while nothing was sent to the client; what fails later is said in the stream.
     """
-    content = body.with_usage(call.content) if call.strips_usage else call.content
+    content = _content(call, route)
     lines = wire.going_up(call.headers)
     tried: list[routes.Replica] = []
     failure: client.UpstreamError | None = None
-    while replica := routes.least_busy(route, tried):
+    while replica := routes.least_busy(route, tried, flights):
         tried.append(replica)
         request = wire.request(
             wire.ENDPOINTS[call.path], replica.origin, replica.api_key, lines, call.marked, content
         )
-        replica.in_flight += 1
+        flights[replica.server] += 1
         try:
             exchange = await pool.request(replica.origin, request)
+            if exchange.status in TRY_ANOTHER and len(tried) < len(route.replicas):
+                exchange.abort()
+                raise client.Broken(f"it answered {exchange.status}")
             return await _exchange(call, route.name, exchange)
         except client.UpstreamError as error:
             failure = error
@@ -77,10 +84,18 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route) -> None:
             if isinstance(error, client.TimedOut) or call.answered:
                 break
         finally:
-            replica.in_flight -= 1
+            flights[replica.server] -= 1
     if not call.answered:
         raise unanswered(route.name, failure)
     call.failed = True  # the body stays incomplete, which the client sees
+
+
+def _content(call: Call, route: routes.Route) -> bytes:
+    """The body as the model server is to get it: with the name it knows, asking for what is counted."""
+    content = call.content
+    if call.ask.model != route.name:
+        content = body.renamed(content, wire.value_of(call.headers, b"content-type"), route.name)
+    return body.with_usage(content) if call.strips_usage else content
 
 
 async def _exchange(call: Call, name: str, exchange: client.Exchange) -> None:

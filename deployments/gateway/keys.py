@@ -24,7 +24,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from deployments.gateway.errors import ApiError, Header, Text
-from deployments.gateway.limits import Allowance
+from deployments.gateway.limits import PAGES, Allowance
 from deployments.gateway.routes import poke
 from deployments.models import ApiKey
 from deployments.usage import KeyLimits, Usage
@@ -147,7 +147,7 @@ def find(plain: str, keyring: Keyring, now: float) -> Caller | None:
 
 def _session(token: str, keyring: Keyring) -> Caller | None:
     user_id, mark = _signed(token) or (0, "")
-    return Caller(user_id) if mark and keyring.users.get(user_id) == mark else None
+    return Caller(user_id, allowance=PAGES) if mark and keyring.users.get(user_id) == mark else None
 
 
 def _signed(token: str) -> tuple[int, str] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
@@ -16,6 +17,10 @@ from django.utils.translation import gettext_lazy as _
 from deployments.gateway.errors import ApiError, Header, Text
 
 DAY = 86400
+
+
+_KEY: Final = _("This API key has reached its limit: {limit}. Try again in {seconds} s.")
+_PAGES: Final = _("Your pages have reached their limit: {limit}. Try again in {seconds} s; programs use an API key.")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class Allowance:
     tokens_per_day: int | None = None
     concurrent: int | None = None
     models: frozenset[str] = frozenset()  # empty: all
+    reached: Text = _KEY  # what is said when one of them is
+
+
+#: What the open pages of one user may do together: more than hands can ask, less than a program would.
+PAGES = Allowance(requests_per_minute=300, concurrent=24, reached=_PAGES)
 
 
 @dataclass
@@ -73,15 +83,15 @@ class Account:
         self._new_day(now)
         headers = self._refill(allowed, now)
         if allowed.concurrent is not None and self.running >= allowed.concurrent:
-            raise _reached(_("at most {limit} requests at once"), allowed.concurrent, 1, headers)
+            raise _reached(allowed, _("at most {limit} requests at once"), allowed.concurrent, 1, headers)
         if allowed.requests_per_minute is not None and self.requests.level < 1:
             wait = self.requests.seconds_until(1)
-            raise _reached(_("{limit} requests a minute"), allowed.requests_per_minute, wait, headers)
+            raise _reached(allowed, _("{limit} requests a minute"), allowed.requests_per_minute, wait, headers)
         if allowed.tokens_per_minute is not None and self.tokens.level <= 0:
             wait = self.tokens.seconds_until(1)
-            raise _reached(_("{limit} tokens a minute"), allowed.tokens_per_minute, wait, headers)
+            raise _reached(allowed, _("{limit} tokens a minute"), allowed.tokens_per_minute, wait, headers)
         if allowed.tokens_per_day is not None and max(written, self.today) >= allowed.tokens_per_day:
-            raise _reached(_("{limit} tokens a day"), allowed.tokens_per_day, DAY - now % DAY, headers)
+            raise _reached(allowed, _("{limit} tokens a day"), allowed.tokens_per_day, DAY - now % DAY, headers)
         self.running += 1
         self.requests.level -= 1
         return headers
@@ -109,17 +119,16 @@ class Account:
         return headers
 
 
-def check_model(allowed: Allowance, model: str) -> None:
-    """Raises `ApiError` (403) when the key may not ask this model."""
-    if allowed.models and model not in allowed.models:
+def check_model(allowed: Allowance, model: str, meant: str) -> None:
+    """Raises `ApiError` (403) when the key may not ask this model: neither by this name nor the deployment it means."""
+    if allowed.models and not allowed.models & {model, meant}:
         sentence = _("This API key may not use the model “{name}”. It may use: {names}.")
         names = ", ".join(sorted(allowed.models))
         message = format_lazy(sentence, name=model[:100], names=names)
         raise ApiError(403, "model_not_allowed", message, param="model")
 
 
-def _reached(limit: Text, number: int, wait: float, headers: list[Header]) -> ApiError:
+def _reached(allowed: Allowance, limit: Text, number: int, wait: float, headers: list[Header]) -> ApiError:
     seconds = max(1, math.ceil(wait))
-    sentence = _("This API key has reached its limit: {limit}. Try again in {seconds} s.")
-    message = format_lazy(sentence, limit=format_lazy(limit, limit=number), seconds=seconds)
+    message = format_lazy(allowed.reached, limit=format_lazy(limit, limit=number), seconds=seconds)
     return ApiError(429, "rate_limit_exceeded", message, retry_after=seconds, headers=headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import redis
@@ -14,9 +14,11 @@ from django.utils.translation import gettext_lazy as _
 
 from controlplane import streams
 from controlplane.secrets import Secret
+from deployments import models
 from deployments.gateway.client import Origin
+from deployments.gateway.draining import Flights
 from deployments.gateway.errors import ApiError, Text
-from deployments.models import Deployment
+from deployments.models import Alias, Deployment
 from deployments.states import SERVING, DeploymentState
 from deployments.upstream import base_url
 
@@ -49,48 +51,55 @@ NOT_SERVED: Mapping[str, tuple[Text, int]] = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Replica:
-    """One model server. ``in_flight`` counts the requests that it is answering for this gateway."""
+    """One model server. ``server`` names it in every process: its job; its address may be a tunnel's end here."""
 
     origin: Origin
     api_key: Secret
-    in_flight: int = 0
+    server: str
 
 
 @dataclass(frozen=True)
 class Route:
-    """A model name and the servers behind it; none while the deployment does not serve."""
+    """A deployment and the servers behind it; none while it does not serve. Aliases lead to the same route."""
 
-    name: str
+    name: str  # of the deployment: what its servers call the model
     state: str
     created: int = 0  # Unix time, for the list of models
-    replicas: tuple[Replica, ...] = field(default=(), compare=False)
+    replicas: tuple[Replica, ...] = ()
 
     @property
     def serves(self) -> bool:
         return bool(self.replicas)
 
 
-Routes = Mapping[str, Route]
+Routes = Mapping[str, Route]  # by every name that a request may give
 
 
-def load(known: Routes) -> dict[str, Route]:
-    """All routes from the database. Replicas that ``known`` has stay the same objects, counts included."""
-    servers = (replica for route in known.values() for replica in route.replicas)
-    kept = {(server.origin, server.api_key): server for server in servers}
-    routes = {}
-    for deployment in Deployment.objects.select_related("cluster__head"):
-        fresh = [_replica(deployment)] if deployment.state in SERVING else []
-        replicas = tuple(kept.get((one.origin, one.api_key), one) for one in fresh)
-        created = int(deployment.created_at.timestamp())
-        routes[deployment.name] = Route(deployment.name, deployment.state, created, replicas)
-    return routes
+def load() -> dict[str, Route]:
+    """All routes from the database: by the names of deployments, and by aliases, which give way to those."""
+    routes = {one.name: _route(one) for one in Deployment.objects.prefetch_related("replicas__node")}
+    aliases = Alias.objects.values_list("name", "deployment__name")
+    return {alias: routes[name] for alias, name in aliases if name in routes} | routes
 
 
-def _replica(deployment: Deployment) -> Replica:
-    address = urlsplit(base_url(deployment))
-    return Replica(Origin(address.hostname or "", address.port or 80), deployment.api_key)
+def _route(deployment: Deployment) -> Route:
+    in_service = [one for one in deployment.replicas.all() if one.in_service and deployment.state in SERVING]
+    replicas = tuple(_replica(one, deployment.api_key) for one in in_service)
+    return Route(deployment.name, deployment.state, int(deployment.created_at.timestamp()), replicas)
+
+
+def _replica(server: models.Replica, api_key: Secret) -> Replica:
+    address = urlsplit(base_url(server))
+    origin = Origin(address.hostname or "", address.port or 80)
+    return Replica(origin, api_key, str(server.server_id or server.subject))
+
+
+def meant(routes: Routes, name: str) -> str:
+    """The deployment that a name leads to; the name itself where nothing has it."""
+    route = routes.get(name)
+    return route.name if route else name
 
 
 def find(routes: Routes, name: str) -> Route:
@@ -107,7 +116,7 @@ def find(routes: Routes, name: str) -> Route:
 
 def _unknown(name: str, routes: Routes) -> Text:
     shown = name if len(name) <= 100 else name[:100] + "…"
-    served = sorted(route.name for route in routes.values() if route.serves)
+    served = sorted(known for known, route in routes.items() if route.serves)
     if not served:
         nothing = _("There is no model “{name}”, and no model is running. Start a deployment first.")
         return format_lazy(nothing, name=shown)
@@ -116,10 +125,10 @@ def _unknown(name: str, routes: Routes) -> Text:
     return format_lazy(others, name=shown, names=names)
 
 
-def least_busy(route: Route, tried: list[Replica]) -> Replica | None:
+def least_busy(route: Route, tried: list[Replica], flights: Flights) -> Replica | None:
     """The replica with the least in flight among those not tried yet."""
     left = [replica for replica in route.replicas if replica not in tried]
-    return min(left, key=lambda replica: replica.in_flight, default=None)
+    return min(left, key=lambda replica: flights[replica.server], default=None)
 
 
 def poke() -> None:

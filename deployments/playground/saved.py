@@ -117,7 +117,8 @@ def add(owner: User, pk: int, said: Prompt | Answer) -> Message:
 
 def _server_of(model: str) -> str:
     """The job behind a model's answers now: another one after each new start. Empty for none."""
-    job = Deployment.objects.filter(name=model).values_list("server", flat=True).first() if model else None
+    deployment = Deployment.objects.filter(name=model).first() if model else None
+    job = deployment.replica.server_id if deployment is not None and deployment.replica is not None else None
     return str(job or "")
 
 

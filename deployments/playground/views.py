@@ -31,12 +31,14 @@ class Column:
     @property
     def has_chat_template(self) -> bool:
         """False for a base model, as far as it was measured: what it is sent is a completion."""
-        return self.deployment.measured.get("chat_template") is not False
+        measured = self.deployment.replica.measured if self.deployment.replica else {}
+        return measured.get("chat_template") is not False
 
 
 @require_safe
 def playground(request: SignedIn) -> HttpResponse:
-    found = sorted(Deployment.objects.all(), key=lambda deployment: deployment.state not in SERVING)
+    everything = Deployment.objects.prefetch_related("replicas")
+    found = sorted(everything, key=lambda deployment: deployment.state not in SERVING)
     columns = chosen(found, request.GET.getlist("model"))
     shown = {column.deployment.pk for column in columns}
     page = {

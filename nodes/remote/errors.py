@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
@@ -31,12 +33,12 @@ class Unreachable(HostProblem):
 class SignInRefused(HostProblem):
     """The host answered and did not accept the credentials."""
 
-    def __init__(self, where: str, user: str, offered: str) -> None:
-        super().__init__(
-            _("%(where)s refused the sign-in of %(user)s with %(offered)s.")
-            % {"where": where, "user": user, "offered": offered},
-            _("Check the user name and what you signed in with, and that the server allows this way of signing in."),
-        )
+    def __init__(self, where: str, user: str, offered: str, allowed: Sequence[str] = ()) -> None:
+        what = _("%(where)s refused the sign-in of %(user)s with %(offered)s.") % {
+            "where": where, "user": user, "offered": offered}
+        check = _("Check the user name and what you signed in with, and that the server allows this way of signing in.")
+        ways = _("It allows only: %(ways)s.") % {"ways": ", ".join(allowed)} if allowed else ""
+        super().__init__(what, f"{check} {ways}".strip())
 
 
 class BadKey(HostProblem):

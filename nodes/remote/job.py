@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import shlex
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Literal, NamedTuple
 
@@ -99,6 +99,11 @@ def read_log(host: Host, place: str, start_at: int, size: int) -> Piece:
     """At most ``size`` bytes of the job's log from byte ``start_at`` on, or from the first that is still kept."""
     start, _newline, data = ask(host, script(_READ, place, str(start_at), str(size))).stdout.partition(b"\n")
     return Piece(int(start), data)
+
+
+def remove(places: Sequence[str]) -> Command:
+    """Remove the directories of jobs that are over."""
+    return script('rm -rf -- "$@"', *places)
 
 
 def _tar(content: Mapping[str, bytes]) -> bytes:

@@ -1,7 +1,8 @@
-"""A host over SSH. The only module that imports paramiko.
+"""A host over SSH. Only this module and `ssh_channel` import paramiko.
 
 Host keys are pinned: a connection is made only to a server that shows exactly the approved key. One connection a host,
-many channels on it; Nagle's delay is off, because each command on an open connection would cost 40 ms more.
+many channels on it; Nagle's delay is off, because each command on an open connection would cost 40 ms more. Everything
+that waits for the other side has a limit: a host that hangs anywhere holds nobody for longer.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import secrets
 import socket
+import threading
 import time
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -23,14 +26,14 @@ from django.utils.translation import gettext as _
 from controlplane.secrets import NO_SECRET, Secret
 from nodes.remote.command import Command
 from nodes.remote.errors import BadKey, HostKeyChanged, SignInRefused, TimedOut, Unreachable
-from nodes.remote.host import OUTPUT_LIMIT, Result
+from nodes.remote.host import Result
+from nodes.remote.ssh_channel import SAY_MARK, SshChannel, SshStream, converse
 
 CONNECT_SECONDS = 5
-#: An open channel that brings nothing for this long is dead: what runs on it says something every second.
-SILENCE_SECONDS = 20
-#: Said before each command's own output: what a login shell prints from its start-up files comes before it.
-_MARK = b"\n--quarterdeck " + secrets.token_hex(8).encode() + b"--\n"
-_SAY_MARK = b"printf '\\n%s\\n' '" + _MARK.strip() + b"'; "
+#: For the key exchange, the sign-in, and for opening a channel and having it run something: each.
+ANSWER_SECONDS = 10
+#: Keys of an SSH agent that are offered: a server hangs up after six failures (MaxAuthTries).
+_AGENT_KEYS = 4
 _KEY_TYPES: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
 
 
@@ -52,7 +55,10 @@ class HostKey(NamedTuple):
 
 @dataclass(frozen=True)
 class SshLogin:
-    """Where to connect and as whom: with a password or a private key, never both."""
+    """Where to connect and as whom: with a password or a private key, never both.
+
+    ``agent``: the private key is tried first, then those of the SSH agent that this process can ask.
+    """
 
     name: str
     address: str
@@ -61,6 +67,7 @@ class SshLogin:
     password: Secret = NO_SECRET
     private_key: Secret = NO_SECRET
     passphrase: Secret = NO_SECRET
+    agent: bool = False
 
     @property
     def where(self) -> str:
@@ -101,10 +108,10 @@ def _is_wrong_passphrase(error: Exception, passphrase: Secret) -> bool:
     return bool(passphrase.reveal()) and any(word in said for word in ("passphrase", "decrypt", "checkint", "password"))
 
 
-def offered_key(address: str, port: int, name: str = "") -> HostKey:
+def offered_key(address: str, port: int, name: str = "", through: SshHost | None = None) -> HostKey:
     """The key the server shows now, before anything is sent to it. Raises `Unreachable`."""
     login = SshLogin(name or address, address, port, "")
-    transport = _transport(login)
+    transport = _transport(login, through)
     try:
         return _key_of(transport)
     finally:
@@ -116,8 +123,10 @@ def _key_of(transport: paramiko.Transport) -> HostKey:
     return HostKey(f"{key.get_name()} {key.get_base64()}")
 
 
-def _transport(login: SshLogin) -> paramiko.Transport:
+def _transport(login: SshLogin, through: SshHost | None) -> paramiko.Transport:
     try:
+        if through is not None:
+            return _negotiated(paramiko.Transport(through.carry(login.address, login.port)))
         sock = socket.create_connection((login.address, login.port), timeout=CONNECT_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _negotiated(paramiko.Transport(sock))
@@ -126,10 +135,15 @@ def _transport(login: SshLogin) -> paramiko.Transport:
 
 
 def _negotiated(transport: paramiko.Transport) -> paramiko.Transport:
-    transport.banner_timeout = CONNECT_SECONDS
+    transport.banner_timeout, transport.auth_timeout = CONNECT_SECONDS, ANSWER_SECONDS
     transport.set_keepalive(15)
+    over = threading.Event()
     try:
-        transport.start_client(timeout=CONNECT_SECONDS * 2)
+        transport.start_client(event=over)  # without an event it would return as if all were well when its time is over
+        if not over.wait(CONNECT_SECONDS + ANSWER_SECONDS):
+            raise TimeoutError
+        if not transport.is_active():
+            raise transport.get_exception() or EOFError()
     except BaseException:
         transport.close()
         raise
@@ -137,6 +151,10 @@ def _negotiated(transport: paramiko.Transport) -> paramiko.Transport:
 
 
 def _why(error: Exception) -> str:
+    if "Error reading SSH protocol banner" in str(error):  # paramiko keeps what really happened as the context
+        error = error.__context__ if isinstance(error.__context__, Exception) else error
+        if isinstance(error, TimeoutError):
+            return _("it takes the connection and then says nothing for %(seconds)d s") % {"seconds": CONNECT_SECONDS}
     match error:
         case socket.gaierror():
             return _("the name is not known")
@@ -144,71 +162,12 @@ def _why(error: Exception) -> str:
             return _("no answer within %(seconds)d s") % {"seconds": CONNECT_SECONDS}
         case ConnectionRefusedError():
             return _("nothing listens on this port")
+        case EOFError() | ConnectionResetError():
+            return _("it takes the connection and closes it at once; it may be full, or bar this machine")
         case OSError():
             return error.strerror or str(error)
         case _:
             return _("what answers there is not an SSH server (%(error)s)") % {"error": str(error)[:120]}
-
-
-class SshChannel:
-    def __init__(self, channel: paramiko.Channel, where: str) -> None:
-        channel.settimeout(SILENCE_SECONDS)
-        self._channel = channel
-        self._where = where
-        self._greeting: bytearray | None = bytearray()  # None once it is over
-
-    def read(self, size: int) -> bytes:
-        data = self._receive(size)
-        while self._greeting is not None and data:
-            self._greeting += data
-            greeting, mark, data = bytes(self._greeting).partition(_MARK)
-            if mark:
-                self._greeting = None
-            elif len(greeting) > OUTPUT_LIMIT:
-                raise Unreachable(self._where, _("its shell prints without end before it runs anything"))
-            data = data or self._receive(size)
-        return data
-
-    def _receive(self, size: int) -> bytes:
-        try:
-            return self._channel.recv(size)
-        except TimeoutError as error:
-            raise TimedOut(self._where, SILENCE_SECONDS) from error
-
-    def write(self, data: bytes) -> None:
-        try:
-            self._channel.sendall(data)
-        except OSError as error:
-            raise Unreachable(self._where, _("the connection was closed")) from error
-
-    def interrupt(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        with suppress(EOFError, OSError, paramiko.SSHException):  # a dead connection needs no goodbye
-            self._channel.close()
-
-
-class SshStream:
-    """One carried TCP connection. ``b""`` from `receive` is its end; OSError when the line is dead."""
-
-    def __init__(self, channel: paramiko.Channel) -> None:
-        self._channel = channel
-
-    def receive(self, size: int) -> bytes:
-        return self._channel.recv(size)
-
-    def send(self, data: bytes) -> None:
-        self._channel.sendall(data)
-
-    def finish(self) -> None:
-        """Say that nothing more is sent; what comes back is still read."""
-        with suppress(EOFError, OSError, paramiko.SSHException):
-            self._channel.shutdown_write()
-
-    def close(self) -> None:
-        with suppress(EOFError, OSError, paramiko.SSHException):
-            self._channel.close()
 
 
 class SshHost:
@@ -216,16 +175,25 @@ class SshHost:
 
     def __init__(self, login: SshLogin, transport: paramiko.Transport) -> None:
         self.where = login.where
+        self.used_at = time.monotonic()
         self._transport = transport
+        self._channels: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
 
     @property
     def alive(self) -> bool:
         return self._transport.is_active()
 
+    @property
+    def idle_seconds(self) -> float:
+        """Since somebody last asked for it or had a channel open on it."""
+        if any(not channel.closed for channel in list(self._channels)):
+            self.used_at = time.monotonic()
+        return time.monotonic() - self.used_at
+
     def run(self, command: Command, stdin: bytes = b"", timeout: float = 30) -> Result:
         channel = self._session(command)
         try:
-            return self._converse(channel, stdin, time.monotonic() + timeout, timeout)
+            return converse(channel, self.where, stdin, timeout)
         finally:
             channel.close()
 
@@ -234,11 +202,18 @@ class SshHost:
 
     def connect_from_there(self, address: str, port: int) -> SshStream:
         """A TCP connection that the host itself makes to ``address``, carried here. Raises `Unreachable`."""
+        return SshStream(self.carry(address, port))
+
+    def carry(self, address: str, port: int) -> paramiko.Channel:
+        """As `connect_from_there`, as what a connection to a host behind this one runs over."""
         try:
-            channel = self._transport.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=10)
+            channel = self._transport.open_channel(
+                "direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=ANSWER_SECONDS)
         except (paramiko.SSHException, EOFError, OSError) as error:
-            raise Unreachable(self.where, _("it does not reach port %(port)d itself") % {"port": port}) from error
-        return SshStream(channel)
+            raise Unreachable(self.where, _("it does not reach %(address)s port %(port)d itself")
+                              % {"address": address, "port": port}) from error
+        self._channels.add(channel)
+        return channel
 
     def close(self) -> None:
         self._transport.close()
@@ -252,92 +227,86 @@ class SshHost:
         self.close()
 
     def _session(self, command: Command) -> paramiko.Channel:
+        line = SAY_MARK + command.sh().encode()
+        began = time.monotonic()
         try:
-            channel = self._transport.open_session(timeout=CONNECT_SECONDS * 2)
-            channel.exec_command(_SAY_MARK + command.sh().encode())
+            channel = self._transport.open_session(timeout=ANSWER_SECONDS)
+            with _closed_after(ANSWER_SECONDS, channel):
+                channel.exec_command(line)
         except (paramiko.SSHException, EOFError, OSError) as error:
+            if time.monotonic() - began >= ANSWER_SECONDS:
+                raise TimedOut(self.where, ANSWER_SECONDS) from error
             raise Unreachable(self.where, _("the connection was closed")) from error
+        self._channels.add(channel)
         return channel
 
-    def _converse(self, channel: paramiko.Channel, stdin: bytes, deadline: float, timeout: float) -> Result:
-        """Feed stdin and drain both outputs together: a full pipe on any of the three would hang the other two."""
-        channel.settimeout(0.0)
-        out, err, rest = bytearray(), bytearray(), memoryview(stdin)
-        if not rest:
-            channel.shutdown_write()
-        while True:
-            rest = _feed(channel, rest)
-            moved = _drain(channel, out, err)
-            if not moved and channel.exit_status_ready() and (channel.eof_received or channel.closed):
-                return Result(channel.recv_exit_status(), _without_greeting(out), bytes(err))
-            if time.monotonic() > deadline:
-                raise TimedOut(self.where, timeout)
-            if not moved:
-                self._wait(channel)
 
-    def _wait(self, channel: paramiko.Channel) -> None:
-        if not self._transport.is_active():
-            raise Unreachable(self.where, _("the connection was closed"))
-        channel.status_event.wait(0.002)
+@contextmanager
+def _closed_after(seconds: float, channel: paramiko.Channel) -> Iterator[None]:
+    """paramiko waits without end for the answer to a request; a channel that is closed ends that."""
+    timer = threading.Timer(seconds, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
-def _without_greeting(out: bytearray) -> bytes:
-    greeting, mark, said = bytes(out).partition(_MARK)
-    return said if mark else greeting
+def connect(login: SshLogin, pinned: HostKey, through: SshHost | None = None) -> SshHost:
+    """Connect and sign in, only to the server that holds the pinned key; ``through`` is the jump host, if any.
 
-
-def _feed(channel: paramiko.Channel, rest: memoryview) -> memoryview:
-    if rest and channel.send_ready():
-        try:
-            rest = rest[channel.send(bytes(rest[:32768])) :]
-        except OSError:
-            return memoryview(b"")  # the program ended without reading all of it; its status says why
-        if not rest:
-            channel.shutdown_write()
-    return rest
-
-
-def _drain(channel: paramiko.Channel, out: bytearray, err: bytearray) -> bool:
-    moved = False
-    if channel.recv_ready():
-        _keep(out, channel.recv(1 << 16))
-        moved = True
-    if channel.recv_stderr_ready():
-        _keep(err, channel.recv_stderr(1 << 16))
-        moved = True
-    return moved
-
-
-def _keep(buffer: bytearray, data: bytes) -> None:
-    buffer.extend(data[: max(0, OUTPUT_LIMIT - len(buffer))])
-
-
-def connect(login: SshLogin, pinned: HostKey) -> SshHost:
-    """Connect and sign in, only to the server that holds the pinned key.
-
-    Raises `Unreachable`, `HostKeyChanged` (nothing was sent), `BadKey` or `SignInRefused`.
+    Raises `Unreachable`, `HostKeyChanged` (nothing was sent), `BadKey`, `SignInRefused` or `TimedOut`.
     """
-    key = read_key(login.private_key, login.passphrase) if login.private_key.reveal() else None
-    transport = _transport(login)
+    keys = [read_key(login.private_key, login.passphrase)] if login.private_key.reveal() else []
+    transport = _transport(login, through)
     try:
         shown = _key_of(transport)
         if shown != pinned:
             raise HostKeyChanged(login.where, shown.line)
-        _sign_in(transport, login, key)
+        _sign_in(transport, login, keys)
     except BaseException:
         transport.close()
         raise
     return SshHost(login, transport)
 
 
-def _sign_in(transport: paramiko.Transport, login: SshLogin, key: paramiko.PKey | None) -> None:
+def _sign_in(transport: paramiko.Transport, login: SshLogin, keys: Sequence[paramiko.PKey]) -> None:
     try:
-        if key is not None:
-            transport.auth_publickey(login.user, key)
+        if login.agent:
+            _offer(transport, login.user, [*keys, *paramiko.Agent().get_keys()[:_AGENT_KEYS]])
+        elif keys:
+            _offer(transport, login.user, keys)
         else:
             transport.auth_password(login.user, login.password.reveal())
+        if not transport.is_authenticated():  # it wants a second factor besides
+            raise paramiko.AuthenticationException
     except paramiko.AuthenticationException as error:
-        offered = _("the private key") if key is not None else _("the password")
-        raise SignInRefused(login.where, login.user, offered) from error
+        if str(error) == "Authentication timeout.":
+            raise TimedOut(login.where, ANSWER_SECONDS) from error
+        raise SignInRefused(login.where, login.user, _offered(login), _allowed(error)) from error
     except (paramiko.SSHException, EOFError, OSError) as error:
         raise Unreachable(login.where, _("the connection was closed during the sign-in")) from error
+
+
+def _offer(transport: paramiko.Transport, user: str, keys: Sequence[paramiko.PKey]) -> None:
+    """Sign in with the first of the keys that is accepted. Raises AuthenticationException."""
+    for key in keys[:-1]:
+        try:
+            transport.auth_publickey(user, key)
+            return
+        except paramiko.BadAuthenticationType:
+            raise
+        except paramiko.AuthenticationException:
+            continue
+    transport.auth_publickey(user, keys[-1])
+
+
+def _offered(login: SshLogin) -> str:
+    if login.agent:
+        return _("Quarterdeck's own key and those of the SSH agent")
+    return _("the private key") if login.private_key.reveal() else _("the password")
+
+
+def _allowed(error: paramiko.AuthenticationException) -> Sequence[str]:
+    return error.allowed_types if isinstance(error, paramiko.BadAuthenticationType) else []

@@ -133,7 +133,7 @@ def roll_out(page: Page, name: str, node: str, **fields: str) -> None:
     page.fill("[name=name]", name)
     if "path" in fields:
         page.get_by_text("Path on the node", exact=True).click()
-    page.select_option("[name=node]", label=node)
+    page.select_option("[name=where]", label=node)
     for field, value in fields.items():
         page.fill(f"[name={field}]", value)
     page.get_by_role("button", name="Roll out").click()

@@ -26,13 +26,14 @@ from nodes.models import Cluster, Node
 node = Node.objects.create(name="here", address="127.0.0.1", user="nobody")
 cluster = Cluster.objects.create(name="here", head=node)
 for name in "base qwen seer slow thinker".split():
-    Deployment.objects.create(name=name, model="/m", cluster=cluster, port=%d, state="ready")
+    one = Deployment.objects.create(name=name, model="/m", cluster=cluster, port=%d, state="ready")
+    one.replicas.create(number=1, node=node, port=one.port, state="ready")
 """
 REDEPLOYED = """
-from deployments.models import Deployment
+from deployments.models import Replica
 from nodes.models import Job, Node
 job = Job.objects.create(node=Node.objects.get(), name="server", state="exited")
-Deployment.objects.filter(name="qwen").update(server=job)
+Replica.objects.filter(deployment__name="qwen").update(server=job)
 """
 MOVED = """
 from deployments.gateway import routes

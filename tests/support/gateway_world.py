@@ -7,6 +7,7 @@ import hashlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -16,8 +17,10 @@ from controlplane.secrets import Secret
 from deployments.gateway.app import Gateway
 from deployments.gateway.client import Limits, Origin
 from deployments.gateway.directory import View
+from deployments.gateway.draining import Look
 from deployments.gateway.http import BoundedHttp
 from deployments.gateway.keys import Caller, Keyring
+from deployments.gateway.limits import Allowance
 from deployments.gateway.meter import Count, Counts, Line
 from deployments.gateway.routes import Replica, Route
 
@@ -36,11 +39,18 @@ class World:
         self.counted: dict[Line, Count] = {}
         self.poke: Callable[[], None] = lambda: None
 
-    def load(self, last: View | None) -> View:
+    def allow(self, allowance: Allowance) -> None:
+        """Limit the key."""
+        self.callers = {digest: replace(caller, allowance=allowance) for digest, caller in self.callers.items()}
+
+    def load(self) -> View:
         self.looks += 1
         if self.fails:
             raise self.fails
-        return View(Keyring(dict(self.callers), {1: "mark"}), dict(self.routes))
+        return self.load_with(Keyring(dict(self.callers), {1: "mark"}))
+
+    def load_with(self, keyring: Keyring) -> View:
+        return View(keyring, dict(self.routes))
 
     async def listen(self, poked: Callable[[], None]) -> None:
         self.poke = poked
@@ -53,15 +63,19 @@ class World:
             self.counted.setdefault(line, Count()).add(count)
 
     def gateway(self, times: Limits | None = None) -> Gateway:
-        return Gateway(self.load, self.listen, self.write, times)
+        return Gateway(self.load, self.listen, self.write, times, silent)
 
 
 def route(name: str, *what: int | str) -> Route:
     """A route to servers on the given ports, or one in the given state without any."""
     ports = [one for one in what if isinstance(one, int)]
-    replicas = tuple(Replica(Origin("127.0.0.1", port), Secret(UPSTREAM_KEY)) for port in ports)
+    replicas = tuple(Replica(Origin("127.0.0.1", port), Secret(UPSTREAM_KEY), str(port)) for port in ports)
     state = next((one for one in what if isinstance(one, str)), "ready")
     return Route(name, state, 1, replicas)
+
+
+async def silent(look: Look) -> None:
+    """Tells nobody what is on its way."""
 
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

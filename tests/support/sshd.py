@@ -71,7 +71,7 @@ class Sshd:
             (self.folder / "host_key").unlink()
             (self.folder / "host_key.pub").unlink()
             keygen(self.folder / "host_key")
-        self.process = _run(self.folder, self.port)
+        self.process = _run(self.folder, self.port, self.address)
 
 
 def _keep_pip_configuration(home: Path) -> None:
@@ -91,8 +91,11 @@ def _children(parent: int) -> list[int]:
     return found
 
 
-def start(folder: Path) -> Sshd:
-    """A server whose users' home is ``folder/home``: HOME and authorized_keys lie there, not in the real home."""
+def start(folder: Path, address: str = "127.0.0.1", settings: str = "") -> Sshd:
+    """A server whose users' home is ``folder/home``: HOME and authorized_keys lie there, not in the real home.
+
+    ``settings``: lines of sshd_config that go before the others, and so win.
+    """
     (folder / "home" / ".ssh").mkdir(parents=True, mode=0o700)
     _keep_pip_configuration(folder / "home")
     keygen(folder / "host_key")
@@ -101,8 +104,8 @@ def start(folder: Path) -> Sshd:
     port = free_port()
     pip_settings = " ".join(f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_"))
     (folder / "sshd_config").write_text(
-        f"""
-ListenAddress 127.0.0.1
+        f"""{settings}
+ListenAddress {address}
 Port {port}
 HostKey {folder}/host_key
 PidFile {folder}/sshd.pid
@@ -116,10 +119,10 @@ MaxStartups 200
 MaxSessions 100
 """
     )
-    return Sshd(folder, port, key, _run(folder, port))
+    return Sshd(folder, port, key, _run(folder, port, address), address)
 
 
-def _run(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _run(folder: Path, port: int, address: str) -> subprocess.Popen[bytes]:
     program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     assert program, "sshd is not installed"
     if Path("/run").stat().st_uid == 0 and getpass.getuser() == "root":
@@ -128,7 +131,7 @@ def _run(folder: Path, port: int) -> subprocess.Popen[bytes]:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            socket.create_connection((address, port), 0.2).close()
             return process
         except OSError:
             assert process.poll() is None, (folder / "sshd.log").read_text()

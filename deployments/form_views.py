@@ -1,0 +1,103 @@
+"""Pages on which a deployment is made and changed: new, edit, clone, and the plan beside the form."""
+
+from __future__ import annotations
+
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_POST
+
+from controlplane.problems import Problem
+from controlplane.roles import OPERATOR, SignedIn, role_required
+from deployments import plan_page, planning, revisions, rollout
+from deployments.forms import FLAGS, LAYOUT, DeploymentForm, initial
+from deployments.models import Deployment
+from nodes.models import Node
+
+#: Fields whose errors are told while somebody types; others are only not filled in yet.
+_SHOWN = {*FLAGS, *LAYOUT, "copies", "port", "extra", "where"}
+_MODEL = {"path", "hub_id"}
+
+
+@require_http_methods(["GET", "POST"])
+@role_required(OPERATOR)
+def new(request: SignedIn) -> HttpResponse:
+    """An empty form, or one filled in like the deployment that ``?like=`` names."""
+    form = DeploymentForm(request.POST or None, initial=_start(request))
+    if request.method == "POST" and form.is_valid():
+        try:
+            return redirect(_create(request, form))
+        except Problem as problem:
+            form.problem = problem
+    page = {"form": form, "places": form.fields["where"].choices, "any_node": Node.objects.exists()}  # type: ignore[attr-defined]
+    return render(request, "deployments/new.html", page, status=409 if form.is_bound else 200)
+
+
+def _start(request: HttpRequest) -> dict[str, object]:
+    like = Deployment.objects.filter(name=request.GET.get("like", "")).first()
+    if like is not None:
+        return initial(revisions.clone(like))
+    return {"where": f"node:{request.GET['node']}"} if "node" in request.GET else {}
+
+
+def _create(request: SignedIn, form: DeploymentForm) -> Deployment:
+    made = revisions.create(form.spec, request.user, form.cleaned_data["note"])
+    if "start" in request.POST:
+        try:
+            rollout.start(made, request.user)
+        except Problem as problem:  # the deployment exists: its own page is the place to go on from
+            messages.warning(request, str(problem))
+    return made
+
+
+@require_http_methods(["GET", "POST"])
+@role_required(OPERATOR)
+def edit(request: SignedIn, name: str) -> HttpResponse:
+    """The same form over what the deployment is; saving makes a new revision."""
+    found = get_object_or_404(Deployment, name=name)
+    form = DeploymentForm(request.POST or None, initial=initial(revisions.spec_of(found)), editing=found)
+    if request.method == "POST" and form.is_valid():
+        try:
+            return _save(request, found, form)
+        except Problem as problem:
+            form.problem = problem
+    page = {"form": form, "deployment": found, "runs": found.state not in planning.AT_REST}
+    return render(request, "deployments/edit.html", page, status=409 if form.is_bound else 200)
+
+
+def _save(request: SignedIn, found: Deployment, form: DeploymentForm) -> HttpResponse:
+    changed = revisions.change(found, form.spec, request.user, form.cleaned_data["note"])
+    if not changed:
+        messages.info(request, _("Nothing was changed."))
+    elif "start" in request.POST:
+        return _apply(request, found)
+    else:
+        messages.success(request, _("Revision %(number)d is saved.") % {"number": found.revision})
+    return redirect(found)
+
+
+def _apply(request: SignedIn, found: Deployment) -> HttpResponse:
+    """Have the newest revision run."""
+    try:
+        rollout.start(found, request.user)
+    except Problem as problem:
+        messages.warning(request, str(problem))
+    return redirect(found)
+
+
+@require_POST
+@role_required(OPERATOR)
+def plan(request: SignedIn) -> HttpResponse:
+    """What the form would give, as far as it is filled in: asked for on every pause in typing."""
+    besides = Deployment.objects.filter(name=request.GET.get("edit", "")).first()
+    form = DeploymentForm(request.POST, editing=besides)
+    form.is_valid()
+    page: dict[str, object] = {"wrong": [(form[name].label, form.errors[name]) for name in form.errors.keys() & _SHOWN]}
+    try:
+        for name in _MODEL & form.errors.keys():  # not typed to its end
+            raise Problem(str(form.errors[name][0]))
+        page["shown"] = plan_page.shown(planning.plan_for(form.spec, besides))
+    except Problem as problem:
+        page["problem"] = problem
+    return render(request, "deployments/plan.html", page)

@@ -1,0 +1,97 @@
+"""Where the replicas of a deployment go: from its plan, or, without one, to the head of its cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from django.conf import settings
+from django.utils.translation import gettext as _
+
+from controlplane.problems import Problem
+from deployments.models import Deployment, Replica
+from deployments.states import ReplicaState
+from nodes.models import Node
+from nodes.recipes.ray import port_plan
+
+#: vLLM's ports on a node, counted from where Ray's port plan ends.
+SERVER_PORTS = 60
+#: What a replica knows of an earlier start, and forgets when it is started anew.
+FRESH: Mapping[str, Any] = {"server": None, "tunnel": False, "phase": "", "percent": 0, "measured": {}}
+
+
+def spec(deployment: Deployment) -> dict[str, Any]:
+    """What a server is started from, kept with it: a later edit of the deployment is not what a restart runs."""
+    flags = dict(deployment.plan.get("flags", {}))
+    flags.pop("distributed-executor-backend", None)
+    return {
+        "model": deployment.model,
+        "executor": deployment.executor,
+        "options": {**flags, **deployment.options},
+        "environment": dict(deployment.plan.get("environment", {})),
+    }
+
+
+def seats(plan: Mapping[str, Any], copies: int) -> list[list[dict[str, Any]]]:
+    """For each copy the hosts and GPUs that the plan gives it, by rank; nothing where it does not say."""
+    layout = plan.get("layout") or {}
+    size = max(1, int(layout.get("tensor", 1)) * int(layout.get("pipeline", 1)))
+    ranks = sorted(plan.get("placement", ()), key=lambda place: int(place["rank"]))
+    places = [{"host": place["host"], "gpu": place.get("gpu")} for place in ranks]
+    return [places[size * copy : size * (copy + 1)] for copy in range(copies)]
+
+
+def place(deployment: Deployment) -> list[Replica]:
+    """Make the deployment's replicas, waiting to be started: `copies` of them on their nodes, each with a port.
+
+    Those of an earlier start are used again. To be called where no server of it runs.
+    """
+    given = seats(deployment.plan, deployment.copies)
+    deployment.replicas.filter(number__gt=len(given)).delete()
+    ports: dict[int, Iterator[int]] = {}
+    return [_place(deployment, number, places, ports) for number, places in enumerate(given, 1)]
+
+
+def _place(
+    deployment: Deployment, number: int, places: list[dict[str, Any]], ports: dict[int, Iterator[int]]
+) -> Replica:
+    node = node_of(deployment, places)
+    if node.pk not in ports:
+        ports[node.pk] = free_ports(node, deployment)
+    placed: dict[str, Any] = {
+        **FRESH, "node": node, "port": next(ports[node.pk]), "placement": places, "spec": spec(deployment),
+        "revision": deployment.revision, "state": ReplicaState.WAITING, "reason": "", "failures": 0, "restarts": 0,
+        "restart_at": None,
+    }  # fmt: skip
+    known = deployment.replicas.filter(number=number).first()
+    if known is None:
+        return deployment.replicas.create(number=number, **placed)
+    if not known.move(placed.pop("state"), placed.pop("reason"), **placed):
+        raise Problem(
+            _("%(copy)s of %(name)s is still %(state)s.")
+            % {"copy": known, "name": deployment.name, "state": known.fresh().state.replace("_", " ")},
+            _("Stop the deployment first."),
+        )
+    return known
+
+
+def node_of(deployment: Deployment, places: list[dict[str, Any]]) -> Node:
+    """Where the server itself runs: with Ray on the cluster's head, else on the host of its GPUs."""
+    head = deployment.cluster.head
+    if deployment.executor == Deployment.Executor.RAY or not places:
+        return head
+    return Node.objects.get(name=places[0]["host"])
+
+
+def free_ports(node: Node, deployment: Deployment) -> Iterator[int]:
+    """Ports for servers on the node that no replica and no other deployment has, the deployment's own first."""
+    others = Deployment.objects.filter(cluster__head=node).exclude(pk=deployment.pk)
+    taken = {*others.values_list("port", flat=True), *_ports_of_others(node, deployment)}
+    first = port_plan(settings.PORT_BASE).end
+    yield from (port for port in [deployment.port] if port not in taken)
+    yield from (port for port in count(first) if port not in taken and port != deployment.port)
+
+
+def _ports_of_others(node: Node, deployment: Deployment) -> Iterator[int]:
+    return iter(Replica.objects.filter(node=node).exclude(deployment=deployment).values_list("port", flat=True))

@@ -1,0 +1,222 @@
+"""From a specification and the nodes as they are to a plan: facts, live memory, the network, and the model's files.
+
+`plan_for` is what the form asks on every pause in typing; `keep` puts its outcome onto the deployment, whose servers
+are started from that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.utils import translation
+from django.utils.translation import gettext as _
+
+from controlplane import streams
+from controlplane.problems import Problem
+from deployments import accepted, flags
+from deployments.model_files import model_files
+from deployments.models import Deployment, Replica
+from deployments.plan import HostSpec, ModelConfig, Plan, Wishes, plan
+from deployments.plan.hosts import MIB
+from deployments.plan.result import Placement
+from deployments.spec import Spec
+from deployments.states import REPLICA_AT_REST, DeploymentState
+from nodes.models import Cluster, Node
+from nodes.states import NodeState
+
+#: A sample older than this many seconds says nothing of now; the facts do.
+_SAMPLE_SECONDS = 30
+#: States in which a deployment holds no GPU.
+AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
+_LANGUAGES = ("en", "zh-hans")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a plan stands on: the hosts as they are now. ``taken`` names the deployment that has a GPU already."""
+
+    hosts: tuple[HostSpec, ...]
+    gbps: float | None
+    live: bool  # the memory is of the last seconds, not of the last look at the server
+    taken: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def free(self) -> tuple[HostSpec, ...]:
+        """The hosts without the GPUs that other deployments have: Ray gives a GPU to one of them only."""
+        return tuple(
+            replace(host, gpus=tuple(gpu for gpu in host.gpus if (host.name, gpu.index) not in self.taken))
+            for host in self.hosts
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The outcome for a page: a plan, or in ``problem`` why there is none. ``looked``: the flags as they are sent."""
+
+    looked: flags.Looked
+    ground: Ground
+    plan: Plan | None = None
+    model: ModelConfig | None = None
+    problem: Problem | None = None
+
+    @property
+    def impossible(self) -> Problem | None:
+        """The reason not to go on: a flag that is refused, or a wish that does not fit. What is unknown is none."""
+        if self.looked.problems:
+            return self.looked.problems[0]
+        if self.plan is None or self.plan.feasible:
+            return None
+        near = self.plan.nearest.sentence if self.plan.nearest else ""
+        return Problem(" ".join(self.plan.problems), near)
+
+
+# --- where ---
+
+
+def place_of(spec: Spec) -> Cluster | Node:
+    """The cluster or the node that the specification names. Raises `Problem` where there is none or it is not ready."""
+    if spec.cluster:
+        cluster = Cluster.objects.filter(name=spec.cluster).first()
+        if cluster is None:
+            raise Problem(_("There is no cluster %(name)s.") % {"name": spec.cluster}, _known(Cluster.objects))
+        return cluster
+    node = Node.objects.filter(name=spec.node).first()
+    if node is None:
+        raise Problem(_("There is no node %(name)s.") % {"name": spec.node}, _known(Node.objects))
+    return node
+
+
+def _known(rows: Any) -> str:
+    names = ", ".join(rows.values_list("name", flat=True)[:10])
+    return _("There are: %(names)s.") % {"names": names} if names else _("Register a server first.")
+
+
+def nodes_of(place: Cluster | Node) -> list[Node]:
+    """The nodes that a deployment there may use, the head first."""
+    if isinstance(place, Node):
+        return [place]
+    others = place.nodes.exclude(pk=place.head_id).filter(state=NodeState.READY)
+    return [place.head, *others]
+
+
+def ground(nodes: Sequence[Node], besides: Deployment | None = None) -> Ground:
+    """The nodes with their memory as it is now. What ``besides`` holds counts as free: it is about to be replaced."""
+    samples: dict[int, dict[str, Any]] = {}
+    with suppress(streams.RedisError):
+        found = streams.last_samples([node.pk for node in nodes])
+        samples = {pk: one for pk, one in found.items() if time.time() - one.get("t", 0) < _SAMPLE_SECONDS}
+    own = _held(besides) if besides else {}
+    hosts = tuple(_host(node, samples.get(node.pk, {}), own) for node in nodes)
+    return Ground(hosts, network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
+
+
+def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], int]) -> HostSpec:
+    """A node with the newest figures there are."""
+    facts = node.facts
+    host = HostSpec.from_facts(node.name, facts)
+    used = {one["i"]: one["used"] for one in sample.get("gpus", ()) if one.get("used") is not None}
+    held = {gpu.index: int(used.get(gpu.index, gpu.memory_used_mib)) for gpu in host.gpus}
+    others = {index: max(0, size - own.get((node.name, index), 0)) for index, size in held.items()}
+    gpus = tuple(replace(gpu, memory_used_mib=others[gpu.index]) for gpu in host.gpus)
+    if "mem" in sample:
+        busy, total = sample["mem"]
+        return replace(host, gpus=gpus, memory_available_mib=max(0, total - busy) // MIB)
+    return replace(host, gpus=gpus)
+
+
+def network_gbps(nodes: Sequence[Node]) -> float | None:
+    """The slowest measured way between two of the nodes, in Gbit/s; None where nobody measured."""
+    return None
+
+
+def _taken(nodes: Sequence[Node], besides: Deployment | None) -> dict[tuple[str, int], str]:
+    """GPUs that servers of other deployments were given and have not given back."""
+    names = {node.name for node in nodes}
+    running = Replica.objects.exclude(state__in=REPLICA_AT_REST).select_related("deployment")
+    return {
+        (place["host"], place["gpu"]): one.deployment.name
+        for one in running
+        for place in one.placement
+        if one.deployment != besides and place["host"] in names and place["gpu"] is not None
+    }
+
+
+def _held(deployment: Deployment) -> dict[tuple[str, int], int]:
+    """GPU → MiB that the deployment's plan gave it there, if it runs."""
+    if deployment.state in AT_REST:
+        return {}
+    placed = stored_placement(deployment.plan)
+    return {
+        (place.host, place.gpu): (place.weights_bytes + place.kv_bytes + place.overhead_bytes) // MIB
+        for place in placed
+        if place.gpu is not None
+    }
+
+
+# --- the plan ---
+
+
+def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
+    """Plan a specification on its place as it is now. Raises `Problem` only where the place itself is not there."""
+    nodes = nodes_of(place_of(spec))
+    stands = ground(nodes, besides)
+    looked = flags.looked_at(spec.options, accepted.of(nodes[0]))
+    try:
+        model = model_files(spec.model, nodes[0]).model
+        outcome = plan(model, stands.free, wishes(spec, looked.options), stands.gbps)
+    except Problem as problem:
+        return Planned(looked, stands, problem=problem)
+    return Planned(looked, stands, outcome, model)
+
+
+def wishes(spec: Spec, options: Mapping[str, Any]) -> Wishes:
+    """The specification in the planner's words: its options, and the number of copies."""
+    plain = {name: value for name, value in options.items() if isinstance(value, str | int | float | bool)}
+    return Wishes.from_flags(plain | ({"data-parallel-size": spec.copies} if spec.copies else {}))
+
+
+def executor_for(spec: Spec, outcome: Plan | None) -> str:
+    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs."""
+    return spec.executor or Deployment.Executor.RAY
+
+
+# --- what is kept ---
+
+
+def stored(planned: Planned, spec: Spec) -> dict[str, Any]:
+    """The plan as a deployment keeps it: as `manage.py plan --json` prints it, and more of each rank.
+
+    Empty where nothing could be planned. The reasons are kept in every language.
+    """
+    outcome = planned.plan
+    if outcome is None or not outcome.feasible:
+        return {}
+    shape = outcome.to_json()
+    del shape["alternatives"], shape["problems"]
+    shape["placement"] = [_placed(place) for place in outcome.placement]
+    shape["max_model_len"], shape["tokens_per_second"] = outcome.max_model_len, outcome.tokens_per_second
+    shape["reasons"] = {}
+    assert planned.model is not None
+    for language in _LANGUAGES:
+        with translation.override(language):
+            again = plan(planned.model, planned.ground.free, wishes(spec, planned.looked.options), planned.ground.gbps)
+        shape["reasons"][language] = list(again.reasons)
+    return shape
+
+
+def _placed(place: Placement) -> dict[str, Any]:
+    more = ("overhead_bytes", "replica", "stage")
+    return {**place.to_json(), **{name: getattr(place, name) for name in more}, "layers": list(place.layers)}
+
+
+def stored_placement(kept: Mapping[str, Any]) -> list[Placement]:
+    """The ranks of a plan that a deployment keeps."""
+    return [Placement(**{**place, "layers": tuple(place["layers"])}) for place in _complete(kept.get("placement", ()))]
+
+
+def _complete(places: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [place for place in places if set(place) == set(Placement.__dataclass_fields__)]

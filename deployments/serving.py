@@ -1,0 +1,108 @@
+"""What the steps of a rollout do for each replica: its server is started, followed until it answers, proved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.conf import settings
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from controlplane import streams
+from controlplane.problems import Problem
+from deployments import commands, diagnosis, engine
+from deployments.models import Deployment, Replica
+from deployments.phases import PHASES, STARTED, PhaseReader, Progress
+from deployments.placing import FRESH
+from deployments.states import ReplicaState
+from deployments.steps import deployment_of
+from deployments.upstream import base_url, inner_address
+from nodes import logs, preparation, runs
+from nodes.models import Job, Node, Step
+from nodes.recipes import models, ray
+from nodes.remote.command import Command
+from nodes.runs import Done, StepKind, Waiting
+
+#: Bytes of a server's log in which its start is looked for.
+_LONGEST_START = 4 << 20
+
+
+def replica_of(step: Step) -> Replica:
+    """The replica that the step is about."""
+    all_of_it = deployment_of(step).replicas.select_related("deployment", "node", "server")
+    number = step.about.partition(":")[2]
+    return all_of_it.get(pk=number) if number else all_of_it[0]
+
+
+def _serve(step: Step) -> Command:
+    replica, node = replica_of(step), step.node
+    site, spec = preparation.site(node), replica.spec
+    model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
+    return commands.serve(
+        site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),
+        name=replica.deployment.name, model=model, port=replica.port, api_key=replica.deployment.api_key,
+        options=spec["options"])
+
+
+def _attach_server(step: Step, job: Job) -> None:
+    replica_of(step).move(ReplicaState.ROLLING_OUT, **{**FRESH, "server": job})
+
+
+def _serve_probe(step: Step) -> Done | Waiting:
+    """Read the start's phase from the log; over once the server lists the model."""
+    replica, job = replica_of(step), step.job
+    if job is None:
+        raise Problem(_("The server's job is not known any more."), _("Start the deployment again."))
+    progress = _progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
+    if engine.answers(replica):
+        # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
+        _note(replica, _progress([logs.read(job, 0, _LONGEST_START).data]))
+        return Done(_("answers on %(url)s") % {"url": base_url(replica)})
+    _note(replica, progress)
+    if progress.percent >= STARTED and step.node.kind == Node.Kind.SSH:
+        return _through_ssh(replica)
+    return Waiting(str(PHASES.get(progress.phase, PHASES["starting"])))
+
+
+def _progress(pieces: Iterable[bytes]) -> Progress:
+    reader = PhaseReader()
+    for piece in pieces:
+        reader.feed(piece)
+    return reader.progress
+
+
+def _note(replica: Replica, progress: Progress) -> None:
+    new = {"phase": progress.phase, "percent": progress.percent, "measured": dict(progress.measured)}
+    if new != {name: getattr(replica, name) for name in new}:
+        Replica.objects.filter(pk=replica.pk).update(**new)
+        replica.deployment.poke()
+
+
+def _through_ssh(replica: Replica) -> Done | Waiting:
+    """The server says that it has started and does not answer here: a firewall, or no route but SSH's."""
+    replica.tunnel = True
+    if not engine.answers(replica):
+        return Waiting(_("started; waiting for an answer, directly or through SSH"))
+    Replica.objects.filter(pk=replica.pk).update(tunnel=True)
+    return Done(_("answers through SSH only: the port is not reachable from here"))
+
+
+def _explain(step: Step) -> str:
+    assert step.job is not None
+    found = diagnosis.match(logs.tail(step.job, 1 << 20))
+    return f"{found.cause}\n{found.fix}" if found else runs.last_words(step.job)
+
+
+def _verify(step: Step) -> Done:
+    replica = replica_of(step)
+    seconds = engine.prove(replica)
+    chats = engine.chats(replica)
+    if chats is not None:
+        Replica.objects.filter(pk=replica.pk).update(measured={**replica.measured, "chat_template": chats})
+    return Done(_("answered a prompt in %(seconds).1f s") % {"seconds": seconds})
+
+
+runs.register(
+    StepKind("serve", gettext_lazy("vLLM server"), _serve, _serve_probe, True, _explain, _attach_server),
+    StepKind("verify", gettext_lazy("A real prompt"), _verify),
+)

@@ -1,0 +1,99 @@
+"""A whole Quarterdeck that a test can also ask from inside: lines of Python, run with its settings and database."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.lab.host import Host, until
+from tests.support.deck import ROOT, Deck
+
+_CONSOLE = """
+import json, sys, django
+django.setup()
+for line in sys.stdin:
+    asked = json.loads(line)
+    known = dict(asked["known"])
+    try:
+        exec(asked["source"], known)
+        said = {"answer": known.get("answer")}
+    except Exception as error:
+        said = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(said, default=str), flush=True)
+"""
+_REGISTER = """
+from controlplane.secrets import Secret
+from nodes import registration
+login = registration.Login(name, address, port, user, private_key=Secret(key))
+answer = registration.register(login, host_key, None).pk
+"""
+_STATE = "from nodes.models import Node; answer = Node.objects.get(name=name).state"
+_FACTS = "from nodes.models import Node; answer = Node.objects.get(name=name).facts_json"
+_RUN = """
+from nodes.models import Run
+run = Run.objects.get(pk=pk)
+answer = {"state": run.state, "reason": run.reason, "steps": [
+    {"kind": step.kind, "node": step.node.name, "state": step.state, "reason": step.reason,
+     "job": step.job and str(step.job.pk)} for step in run.steps.select_related("node", "job")]}
+"""
+
+
+class LabDeck(Deck):
+    """A `Deck` with a console into it. Nodes are named as the hosts are."""
+
+    def __init__(self, var: Path, *arguments: str, **environment: str) -> None:
+        super().__init__(var, *arguments, **environment)
+        self._environment = {**os.environ, **environment, "QUARTERDECK_VAR": str(var),
+                             "DJANGO_SETTINGS_MODULE": "controlplane.settings"}
+        self._console: subprocess.Popen[str] | None = None
+
+    def do(self, source: str, **known: object) -> Any:
+        """Run Python inside this installation; returns what it left in ``answer``. AssertionError for its exception."""
+        if self._console is None:
+            self._console = subprocess.Popen(
+                [sys.executable, "-c", _CONSOLE], cwd=ROOT, env=self._environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._console.stdin is not None
+        assert self._console.stdout is not None
+        self._console.stdin.write(json.dumps({"source": source, "known": known}) + "\n")
+        self._console.stdin.flush()
+        said = json.loads(self._console.stdout.readline())
+        assert "error" not in said, said["error"]
+        return said["answer"]
+
+    def register(self, *hosts: Host) -> None:
+        """Make nodes of the hosts, and wait until it is known what they are."""
+        for host in hosts:
+            self.do(_REGISTER, name=host.name, address=host.address, port=host.port, user=host.user, key=host.key,
+                    host_key=host.host_key.line)
+        for host in hosts:
+            until(lambda host=host: self.do(_FACTS, name=host.name), 30, f"the facts of {host.name}")  # type: ignore[misc]
+
+    def state(self, name: str) -> str:
+        """A node's state."""
+        return str(self.do(_STATE, name=name))
+
+    def facts(self, name: str) -> dict[str, Any]:
+        return dict(self.do(_FACTS, name=name))
+
+    def run(self, pk: int) -> dict[str, Any]:
+        """A run's state, reason and steps (kind, node, state, reason, job)."""
+        return dict(self.do(_RUN, pk=pk))
+
+    def finished(self, pk: int, seconds: float) -> dict[str, Any]:
+        """The run once it is over."""
+        until(lambda: self.run(pk)["state"] in ("done", "failed"), seconds, f"run {pk} is over: {self.run(pk)}")
+        return self.run(pk)
+
+    def stop(self) -> int:
+        if self._console is not None:
+            assert self._console.stdin is not None
+            assert self._console.stdout is not None
+            self._console.stdin.close()
+            self._console.wait(10)
+            self._console.stdout.close()
+        return super().stop()
