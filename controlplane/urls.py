@@ -24,6 +24,7 @@ urlpatterns = [
     path("playground/", include("deployments.playground.urls")),
     path("models/", models, name="models"),
     path("models/hub/<str:name>/", hub, name="model-hub"),
+    path("api/", include("controlplane.rest")),
     path("keys/", keys, name="keys"),
     path("keys/<int:pk>/", key_edit, name="key-edit"),
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),

@@ -13,10 +13,10 @@ from controlplane import streams
 from controlplane.problems import Problem
 from deployments import diagnosis
 from deployments.gateway import routes
-from deployments.models import Replica
+from deployments.models import Deployment, Replica
 from deployments.states import REPLICA_AT_REST, DeploymentState, ReplicaState
 from nodes import logs, runs, signals, tasks
-from nodes.models import Job
+from nodes.models import Cluster, Job
 from nodes.states import JOB_ACTIVE
 
 #: Seconds in which one job is not asked to end twice: a node that does not answer must not occupy every worker.
@@ -47,6 +47,15 @@ def look_after(sender: object, **_kwargs: Any) -> None:
         end_soon(job)
     for job in Job.objects.filter(serves__state=ReplicaState.READY).exclude(state__in=JOB_ACTIVE):
         tasks.send(tasks.job_over, str(job.pk))
+
+
+@receiver(signals.cluster_used)
+def on_cluster(sender: object, cluster: Cluster, running: bool, **_kwargs: Any) -> list[str]:
+    """The names of deployments on a cluster: those that need its Ray now, or all."""
+    found = Deployment.objects.filter(cluster=cluster)
+    if running:
+        found = found.filter(state__in=(DeploymentState.ROLLING_OUT, DeploymentState.READY, DeploymentState.DEGRADED))
+    return list(found.values_list("name", flat=True))
 
 
 def end_soon(job: Job | None) -> None:

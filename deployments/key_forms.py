@@ -50,13 +50,19 @@ class KeyForm(DeckForm):
         error_messages={"invalid_choice": _("There is no deployment %(value)s. Choose others.")},
     )
 
+    controls = forms.BooleanField(
+        label=_("May also control Quarterdeck"),
+        required=False,
+        help_text=_("The REST API at /api takes it, with your role. Leave it off for programs that only send prompts."),
+    )
+
     LIMITS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrent", "only_models")
 
     def __init__(self, data: Any = None, key: ApiKey | None = None) -> None:
         limits = KeyLimits.objects.filter(key=key).first() if key else None
         known = {name: getattr(limits, name) for name in self.LIMITS} if limits else {}
         if key:
-            known |= {"name": key.name, "expires": _last_day(key.expires_at)}
+            known |= {"name": key.name, "expires": _last_day(key.expires_at), "controls": key.controls}
         super().__init__(data, initial=known)
         self.fields["expires"].widget.attrs["min"] = timezone.localdate().isoformat()
         self.fields["only_models"].choices = _models(known.get("only_models", []))  # type: ignore[attr-defined]
@@ -75,7 +81,10 @@ class KeyForm(DeckForm):
 
     def keep(self, key: ApiKey) -> None:
         """Give ``key`` the form's name, end and limits. Gateways keep to them at once."""
-        ApiKey.objects.filter(pk=key.pk).update(name=self.cleaned_data["name"], expires_at=self.expires_at)
+        controls = self.cleaned_data["controls"]
+        ApiKey.objects.filter(pk=key.pk).update(
+            name=self.cleaned_data["name"], expires_at=self.expires_at, controls=controls
+        )
         values = {name: self.cleaned_data[name] for name in self.LIMITS}
         if any(values.values()):
             KeyLimits.objects.update_or_create(key=key, defaults=values)

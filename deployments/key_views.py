@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from django.contrib import messages
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Q, QuerySet, Sum
 from django.http import HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, render
@@ -66,7 +67,7 @@ def _create(request: SignedIn) -> HttpResponse:
 
 def _page(request: SignedIn, status: int = 200, **more: object) -> HttpResponse:
     context = {
-        "lines": lines(_visible(request).select_related("owner", "limits")),
+        "lines": lines(visible_keys(request.user).select_related("owner", "limits")),
         "base_url": request.build_absolute_uri("/v1"),
         "example": Deployment.objects.filter(state__in=SERVING).first(),
         **more,
@@ -74,9 +75,9 @@ def _page(request: SignedIn, status: int = 200, **more: object) -> HttpResponse:
     return render(request, "keys.html", context, status=status)
 
 
-def _visible(request: SignedIn) -> QuerySet[ApiKey]:
+def visible_keys(user: User | AnonymousUser) -> QuerySet[ApiKey]:
     """Everybody sees their own keys, an admin all of them."""
-    mine = Q() if has_role(request.user, ADMIN) else Q(owner=request.user)
+    mine = Q() if has_role(user, ADMIN) else Q(owner=user)
     return ApiKey.objects.filter(mine)
 
 
@@ -94,10 +95,11 @@ def lines(found: QuerySet[ApiKey]) -> list[KeyLine]:
 def _line(key: ApiKey, today: int, requests: int) -> KeyLine:
     limits = getattr(key, "limits", None)
     day_limit = limits.tokens_per_day if limits else None
-    return KeyLine(key, _state(key), _words(limits) if limits else [], day_limit, today, requests)
+    return KeyLine(key, key_state(key), _words(limits) if limits else [], day_limit, today, requests)
 
 
-def _state(key: ApiKey) -> str:
+def key_state(key: ApiKey) -> str:
+    """active, expired or revoked."""
     if key.revoked_at:
         return "revoked"
     return "expired" if key.expires_at and key.expires_at <= timezone.now() else "active"
@@ -119,7 +121,7 @@ def _words(limits: KeyLimits) -> list[str]:
 @role_required(OPERATOR)
 def key_edit(request: SignedIn, pk: int) -> HttpResponse:
     """What a key may do, and until when."""
-    key = get_object_or_404(_visible(request).select_related("owner"), pk=pk)
+    key = get_object_or_404(visible_keys(request.user).select_related("owner"), pk=pk)
     if key.revoked_at:
         raise Problem(_("%s is revoked, for good.") % key.name, _("Make a new key with the limits you want."))
     form = KeyForm(request.POST if request.method == "POST" else None, key)
@@ -133,7 +135,7 @@ def key_edit(request: SignedIn, pk: int) -> HttpResponse:
 @require_POST
 @role_required(OPERATOR)
 def key_revoke(request: SignedIn, pk: int) -> HttpResponse:
-    key = get_object_or_404(_visible(request), pk=pk)
+    key = get_object_or_404(visible_keys(request.user), pk=pk)
     gateway_keys.revoke(key)
     messages.success(request, _("%(name)s is revoked. Requests with it are refused.") % {"name": key.name})
     return go(request, "keys")

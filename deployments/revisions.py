@@ -17,6 +17,7 @@ from deployments.kept import Revision
 from deployments.models import Deployment
 from deployments.planning import AT_REST, Planned
 from deployments.spec import Spec
+from nodes import clusters
 from nodes.models import Node
 
 
@@ -136,7 +137,7 @@ def _head(spec: Spec) -> Node:
 
 def _write(deployment: Deployment, spec: Spec, planned: Planned, by: User | None, note: str) -> None:
     """Bring the deployment's row to the specification and its plan, and keep both as a revision."""
-    deployment.cluster = rollout.cluster_of(_head(spec))
+    deployment.cluster = clusters.of_node(_head(spec))
     deployment.model, deployment.port = spec.model, spec.port or deployment.port
     deployment.options = dict(planned.looked.options)
     deployment.executor = planning.executor_for(spec, planned.plan)

@@ -1,12 +1,11 @@
 """The life of a deployment, as stories: rolled out over its cluster in stages, stopped, deleted, and looked after.
 
-A rollout: environment → model → room → Ray → serve → verify with a real prompt → READY. Every step is skipped where the
-facts already satisfy it. What fails says where and why, and leaves no model server behind.
+A rollout: environment → model → room → Ray → free GPUs → serve → verify with a real prompt → READY. Every step is
+skipped where the facts already satisfy it. What fails says where and why, and leaves no model server behind.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from typing import Any
 
@@ -21,7 +20,8 @@ from deployments import care, placing
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import SERVING, DeploymentState, ReplicaState
-from nodes import preparation, registration, runs
+from nodes import clusters, preparation, registration, runs
+from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
 from nodes.runs import Stages, Story
@@ -31,17 +31,18 @@ DEMO_NAME = "smollm2"
 
 
 def create(
-    name: str, model: str, node: Node, port: int | None, options: dict[str, Any], by: User | None
+    name: str, model: str, on: Node | Cluster, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
-    """A new deployment in state draft, on the cluster of ``node``. Raises `Problem` for a name or port taken."""
-    cluster = cluster_of(node)
+    """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
+    cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
+    head = cluster.head
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
-    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=node)}
+    taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(
             _("Port %(port)d on %(node)s belongs to the deployment %(name)s.")
-            % {"port": port, "node": node.name, "name": taken[port]},
+            % {"port": port, "node": head.name, "name": taken[port]},
             _("Choose another port, or leave the field empty."),
         )
     return Deployment.objects.create(
@@ -52,17 +53,6 @@ def create(
 def _free_port(taken: set[int]) -> int:
     first = port_plan(settings.PORT_BASE).end
     return next(port for port in range(first, first + placing.SERVER_PORTS) if port not in taken)
-
-
-@transaction.atomic
-def cluster_of(node: Node) -> Cluster:
-    """The cluster the node is in; a cluster of its own is made where there is none."""
-    if node.cluster is None:
-        node.cluster, _made = Cluster.objects.get_or_create(
-            name=node.name, defaults={"head": node, "ray_token": secrets.token_hex(32)}
-        )
-        node.save(update_fields=["cluster"])
-    return node.cluster
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
@@ -91,11 +81,12 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 
 
 def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
-    head = deployment.cluster.head
-    hosts = list({replica.node_id: replica.node for replica in replicas}.values())
-    prepare = preparation.prepare_stages(head)[:-1]  # "room" looks at the server once more
+    """The same environment and the model on every node, Ray on all of them, then the servers where they belong."""
+    nodes = members(deployment.cluster)
+    prepare = preparation.prepare_stages(*nodes)[:-1]  # "room" looks at each node once more
+    everywhere = [[(kind, node) for node in nodes] for kind in ("model", "room")]
     return [
-        *prepare, [("model", node) for node in hosts], [("room", node) for node in hosts], [("ray", head)],
+        *prepare, *everywhere, *clusters.ray_stages(nodes), [("placement", nodes[0])],
         *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),
     ]  # fmt: skip
 
@@ -112,7 +103,8 @@ def stop(deployment: Deployment, by: User | None) -> Run:
         ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
         for replica in servers:
             replica.move(ReplicaState.STOPPING)
-        run = runs.start("stop", deployment.subject, [ends, [("stop-ray", deployment.cluster.head)]], by)
+        ray: list[runs.Planned] = [("stop-ray", node) for node in members(deployment.cluster)]
+        run = runs.start("stop", deployment.subject, [ends, ray], by)
     transaction.on_commit(routes.poke)
     return run
 
@@ -124,7 +116,7 @@ def delete(deployment: Deployment, by: User | None) -> None:
     _check_server_is_gone(deployment)
     cluster = deployment.cluster
     deployment.delete()
-    if not cluster.deployments.exists() and cluster.nodes.count() <= 1:
+    if not cluster.kept and not cluster.deployments.exists() and len(members(cluster)) == 1:
         cluster.delete()
     routes.poke()
 

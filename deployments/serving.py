@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from django.conf import settings
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -17,9 +16,9 @@ from deployments.placing import FRESH
 from deployments.states import ReplicaState
 from deployments.steps import deployment_of
 from deployments.upstream import base_url, inner_address
-from nodes import logs, preparation, runs
+from nodes import clusters_steps, logs, preparation, runs
 from nodes.models import Job, Node, Step
-from nodes.recipes import models, ray
+from nodes.recipes import models
 from nodes.remote.command import Command
 from nodes.runs import Done, StepKind, Waiting
 
@@ -38,14 +37,15 @@ def _serve(step: Step) -> Command:
     replica, node = replica_of(step), step.node
     site, spec = preparation.site(node), replica.spec
     model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
+    plan = clusters_steps.plan_of(replica.deployment.cluster)
     return commands.serve(
-        site=site, facts=node.facts, plan=ray.port_plan(settings.PORT_BASE), address=inner_address(node),
+        site=site, facts=node.facts, plan=plan, address=inner_address(node),
         name=replica.deployment.name, model=model, port=replica.port, api_key=replica.deployment.api_key,
         options=spec["options"])
 
 
-def _attach_server(step: Step, job: Job) -> None:
-    replica_of(step).move(ReplicaState.ROLLING_OUT, **{**FRESH, "server": job})
+def _attach_server(step: Step, job: Job) -> bool:
+    return replica_of(step).move(ReplicaState.ROLLING_OUT, **{**FRESH, "server": job})
 
 
 def _serve_probe(step: Step) -> Done | Waiting:

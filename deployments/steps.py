@@ -1,31 +1,28 @@
-"""What the steps of a rollout do on a node before a server is started there: model, room, Ray.
+"""What the steps of a rollout do before a server is started: the model, room on each node, room in Ray.
 
-The servers are `deployments.serving`. Recipes and commands are pure, the engine is `nodes.runs`.
+Ray's own steps are `nodes.clusters_steps`, the servers `deployments.serving`; the engine is `nodes.runs`.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterable
 
-from django.conf import settings
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
+from deployments import commands
 from deployments.models import Deployment, Replica
-from deployments.upstream import inner_address
-from nodes import preparation, runs
+from nodes import clusters_steps, clusters_view, preparation, runs
+from nodes.clusters_address import members
 from nodes.facts import Facts
-from nodes.hosts import shared_host
-from nodes.models import Job, Node, Step
-from nodes.recipes import Satisfied, models, ray
+from nodes.models import Step
+from nodes.recipes import Satisfied, models
 from nodes.remote.command import Command
-from nodes.runs import Done, StepKind, Waiting
-from nodes.states import JOB_ACTIVE
+from nodes.runs import Done, StepKind
 
-#: How long Ray may take to answer before its start has failed.
-RAY_PATIENCE = timedelta(seconds=90)
+#: The part of a GPU's memory that vLLM takes where nothing else is said.
+DEFAULT_SHARE = 0.92
 
 
 def deployment_of(step: Step) -> Deployment:
@@ -43,17 +40,9 @@ def _model(step: Step) -> Command | Satisfied:
 
 def _room(step: Step) -> Done:
     """Ports and memory are looked at once more, so that a start that cannot succeed fails now."""
-    facts = preparation.gather(step.node)
+    facts = clusters_steps.make_room(step.node)
     for replica in deployment_of(step).replicas.filter(node=step.node, state="waiting"):
         _check_port(replica, facts)
-    plan = ray.port_plan(settings.PORT_BASE)
-    busy = sorted(set(plan.fixed) & set(facts.listening))
-    if busy and not _ray_runs(step.node):
-        raise Problem(
-            _("Port %(port)d on %(node)s, which Ray needs, is in use by another program.")
-            % {"port": busy[0], "node": step.node.name},
-            _("End what uses it (ss -ltnp shows it), or move all of Ray's ports with PORT_BASE."),
-        )
     return Done(_("%(free).1f GiB of memory available") % {"free": facts.memory_available / 2**30})
 
 
@@ -66,38 +55,29 @@ def _check_port(replica: Replica, facts: Facts) -> None:
         )
 
 
-def _ray_runs(node: Node) -> bool:
-    return node.ray is not None and node.ray.state in JOB_ACTIVE
+def _placement(step: Step) -> Done:
+    """Whether Ray can place the workers now: vLLM itself would wait half an hour to find out that it cannot."""
+    deployment = deployment_of(step)
+    nodes = members(deployment.cluster)
+    options = [commands.checked(one.spec["options"]) for one in deployment.replicas.filter(state="waiting")]
+    wanted = sum(map(clusters_view.world_size, options))
+    view = clusters_steps.fresh_view(deployment.cluster)
+    if isinstance(view, str):
+        raise Problem(_("Ray on %(node)s does not answer: %(why)s") % {"node": step.node.name, "why": view})
+    clusters_view.check_room(view, clusters_steps.as_members(nodes), wanted)
+    clusters_steps.check_memory(nodes, _share(options), wanted)
+    used, total = view.gpus()
+    return Done(_("%(wanted)d of %(free)g free") % {"wanted": wanted, "free": total - used})
 
 
-def _ray(step: Step) -> Command | Satisfied:
-    if _ray_runs(step.node) and step.node.ray != step.job:
-        return Satisfied(_("running already"))
-    cluster = deployment_of(step).cluster
-    return ray.start_head(
-        step.node.facts, preparation.site(step.node), ray.port_plan(settings.PORT_BASE),
-        inner_address(step.node), cluster.ray_token)
-
-
-def _attach_ray(step: Step, job: Job) -> None:
-    Node.objects.filter(pk=step.node_id).update(ray=job)
-
-
-def _ray_probe(step: Step) -> Done | Waiting:
-    plan = ray.port_plan(settings.PORT_BASE)
-    status = ray.status(preparation.site(step.node), plan, inner_address(step.node))
-    result = shared_host(step.node).run(status, timeout=20)
-    if result.status == 0:
-        return Done(result.last_words())
-    if step.started_at and timezone.now() - step.started_at > RAY_PATIENCE:
-        raise Problem(
-            _("Ray did not answer within %(seconds)d s.") % {"seconds": RAY_PATIENCE.seconds},
-            _("Its log says more. Leftovers of an earlier Ray on this server are the usual reason."))
-    return Waiting(_("waiting for Ray to answer"))
+def _share(options: Iterable[dict[str, object]]) -> float:
+    """The part of a GPU's whole memory that vLLM will ask to find free."""
+    told = [one.get("gpu-memory-utilization", DEFAULT_SHARE) for one in options]
+    return max((float(share) for share in told if isinstance(share, int | float)), default=DEFAULT_SHARE)
 
 
 runs.register(
     StepKind("model", gettext_lazy("Model"), _model),
     StepKind("room", gettext_lazy("Ports and memory"), _room),
-    StepKind("ray", gettext_lazy("Ray"), _ray, _ray_probe, service=True, attach=_attach_ray),
+    StepKind("placement", gettext_lazy("Free GPUs"), _placement),
 )

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 from deployments.models import Replica
 from nodes import tunnel
-from nodes.models import Node
+from nodes.clusters_address import inner_address
 
-
-def inner_address(node: Node) -> str:
-    """The node's own address that the others, and the control plane, reach it by; servers bind to it.
-
-    Where the node does not have the address it is reached by (NAT), all of its addresses: "0.0.0.0".
-    """
-    known = {address.split("/")[0] for address in node.facts.addresses} | {"127.0.0.1", "::1"}
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(node.address, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        found = set()
-    return str(next(iter(sorted(found & known)), "0.0.0.0"))  # noqa: S104
+__all__ = ["base_url", "inner_address"]
 
 
 def base_url(replica: Replica) -> str:

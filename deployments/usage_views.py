@@ -159,13 +159,23 @@ def usage(request: SignedIn) -> HttpResponse:
     return render(request, "usage.html", page)
 
 
+def summed(request: SignedIn) -> list[Total]:
+    """The page's lines under the filters in the address, days as ISO text."""
+    seen = _seen(request)
+    filters = Filters(request, seen)
+    found = filters.apply(seen)
+    return totals(found, filters.chosen("by", "day"), Names(found), day=str)
+
+
 def _sums() -> dict[str, Sum]:
     return {name: Sum(name) for name in COUNTED}
 
 
-def totals(found: QuerySet[Usage], by: str, names: Names) -> list[Total]:
+def totals(
+    found: QuerySet[Usage], by: str, names: Names, day: Callable[[Any], str] = date_format
+) -> list[Total]:
     """One for each day, newest first; of others the one with the most tokens first."""
-    say: dict[str, Callable[[Any], str]] = {"day": date_format, "model": str, "key": names.key, "user": names.user}
+    say: dict[str, Callable[[Any], str]] = {"day": day, "model": str, "key": names.key, "user": names.user}
     order = "-day" if by == "day" else (F("prompt_tokens__sum") + F("completion_tokens__sum")).desc()
     grouped = found.order_by().values(by).annotate(*(Sum(name) for name in COUNTED)).order_by(order)
     return [Total(say[by](row[by]), **{name: row[f"{name}__sum"] for name in COUNTED}) for row in grouped]

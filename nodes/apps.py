@@ -7,4 +7,4 @@ class NodesConfig(AppConfig):
     verbose_name = _("Nodes")
 
     def ready(self) -> None:
-        from nodes import preparation  # noqa: F401  (registers its steps and stories)
+        from nodes import clusters, clusters_care, preparation  # noqa: F401  (register steps, stories and receivers)

@@ -40,6 +40,8 @@ class Process:
     ours: bool = False  # runs out of Quarterdeck's own environment
     gpu_uuid: str = ""
     used_mib: int = 0
+    job: str = ""  # the id of the job that it belongs to, of whatever Quarterdeck started it
+    started: int = 0  # clock ticks after the boot: with the pid, it names a process for good
 
 
 @dataclass(frozen=True)

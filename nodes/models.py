@@ -17,15 +17,33 @@ from nodes import states
 from nodes.facts import Facts
 
 
-class Cluster(models.Model):
-    """A named set of nodes that runs one Ray cluster: one head, the others join it."""
+class Cluster(Lifecycle):
+    """A named set of nodes that runs one Ray cluster: one head, the others join it.
 
+    stopped → starting → ready ⇄ degraded → stopping → stopped; degraded is wanted and not complete.
+    """
+
+    TRANSITIONS = states.CLUSTER_TRANSITIONS
+
+    state = models.CharField(max_length=20, default=states.ClusterState.STOPPED, db_index=True)
     name = models.CharField(max_length=63, unique=True)
     head = models.ForeignKey("Node", on_delete=models.PROTECT, related_name="heads")
     ray_token = EncryptedField(blank=True, default="")  # Ray's own token authentication
+    network = models.CharField(max_length=64, blank=True)  # a subnet or an interface; empty: as nodes are reached
+    port_base = models.PositiveIntegerField(default=0)  # the first of its block of ports; 0: PORT_BASE
+    kept = models.BooleanField(default=False)  # started by hand: stays when no deployment uses it
+    restarts = models.PositiveIntegerField(default=0)  # since it last was well for a while
+    next_try_at = models.DateTimeField(null=True, blank=True)  # when what is missing is started again
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ["name"]
 
     def __str__(self) -> str:
         return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("cluster", args=[self.name])
 
 
 class Bastion(models.Model):
@@ -88,6 +106,7 @@ class Node(Lifecycle):
     ray = models.ForeignKey(  # the job that holds this node in its cluster
         "Job", null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
     )
+    ray_resources = models.JSONField(default=dict, blank=True)  # what it offers Ray besides: name → amount
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:

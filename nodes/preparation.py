@@ -45,9 +45,10 @@ def prepare(node: Node, by: User | None) -> Run:
     return run
 
 
-def prepare_stages(node: Node) -> list[list[runs.Planned]]:
-    """The stages that make a node ready, for whatever run needs them."""
-    return [[(kind, node)] for kind in ("facts", "environment", "packages", "verification", "facts")]
+def prepare_stages(*nodes: Node) -> list[list[runs.Planned]]:
+    """The stages that make nodes ready, for whatever run needs them."""
+    kinds = ("facts", "environment", "packages", "verification", "facts")
+    return [[(kind, node) for node in nodes] for kind in kinds]
 
 
 # --- steps ------------------------------------------------------------------------------------------------------

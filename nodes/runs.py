@@ -54,7 +54,13 @@ class Waiting(NamedTuple):
     detail: str = ""
 
 
-Begun = Command | Satisfied | Done | Waiting
+class Later(NamedTuple):
+    """Nothing was begun yet, since something has to be over first; ask `begin` again soon."""
+
+    detail: str = ""
+
+
+Begun = Command | Satisfied | Done | Waiting | Later
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class StepKind:
     """What a step does. All three functions may raise `Problem`: the step fails with it.
 
     ``begin`` decides from facts: a `Command` becomes a job, `Satisfied` skips, `Done` was quick enough to do at once,
-    `Waiting` asks to be probed. ``probe`` looks at a running step that is not simply over when its job is.
+    `Waiting` asks to be probed, `Later` to begin again. ``probe`` looks at a running step that is not simply over when
+    its job is.
     ``service``: the job is meant to run on; the step is over when ``probe`` says so, and has failed if the job ends.
     """
 
@@ -72,7 +79,7 @@ class StepKind:
     probe: Callable[[Step], Done | Waiting] | None = None
     service: bool = False
     explain: Callable[[Step], str] | None = None  # why its job failed, better than the log's last line
-    attach: Callable[[Step, Job], None] | None = None  # note the new job on what it serves, in the same transaction
+    attach: Callable[[Step, Job], bool] | None = None  # note the job on what it serves; False: another came first
 
 
 @dataclass(frozen=True)
@@ -273,6 +280,8 @@ def _begin(step: Step) -> None:
             _finish(step, RunState.DONE, begun.detail)
         case Waiting():
             step.move(RunState.RUNNING, begun.detail, started_at=now)
+        case Later() if begun.detail != step.reason:
+            _say(step, begun.detail)
         case Command() if _claim(step, kind, begun):
             _launch(step, begun)
 
@@ -282,9 +291,8 @@ def _claim(step: Step, kind: StepKind, command: Command) -> bool:
     with transaction.atomic():
         job = Job(node=step.node, name=kind.name, service=kind.service, shown_command=remote_job.shown(command))
         job.save()
-        if step.move(RunState.RUNNING, started_at=timezone.now(), job=job):
-            if kind.attach is not None:
-                kind.attach(step, job)
+        taken = step.move(RunState.RUNNING, started_at=timezone.now(), job=job)
+        if taken and (kind.attach is None or kind.attach(step, job)):
             return True
         transaction.set_rollback(True)
     return False
@@ -313,7 +321,7 @@ def _start_again(step: Step, kind: StepKind) -> None:
     begun = kind.begin(step)
     if isinstance(begun, Command):
         _launch(step, begun)
-    else:
+    elif not isinstance(begun, Later):
         _finish(step, RunState.DONE)
 
 
@@ -323,8 +331,13 @@ def _probe(step: Step, kind: StepKind) -> None:
     if isinstance(found, Done):
         _finish(step, RunState.DONE, found.detail)
     elif found.detail != step.reason:
-        Step.objects.filter(pk=step.pk, state=RunState.RUNNING).update(reason=found.detail)
-        step.poke()
+        _say(step, found.detail)
+
+
+def _say(step: Step, detail: str) -> None:
+    """What the page says of a step meanwhile."""
+    Step.objects.filter(pk=step.pk, state=step.state).update(reason=detail)
+    step.poke()
 
 
 def _conclude(step: Step, kind: StepKind, job: Job) -> None:

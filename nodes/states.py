@@ -30,6 +30,27 @@ NODE_TRANSITIONS = following(
 )
 
 
+class ClusterState(StrEnum):
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"  # every node is in it
+    DEGRADED = "degraded"  # wanted, and some of it is missing
+    STOPPING = "stopping"
+    FAILED = "failed"  # did not start, and waits for somebody
+
+
+CLUSTER_TRANSITIONS = following(
+    stopped="starting stopping",
+    starting="ready degraded failed stopping stopped",
+    ready="degraded starting stopping stopped",
+    degraded="ready starting stopping stopped failed",
+    stopping="stopped failed",
+    failed="starting stopping stopped",
+)
+#: Ray is meant to run.
+CLUSTER_UP = frozenset({ClusterState.READY, ClusterState.DEGRADED})
+
+
 class RunState(StrEnum):
     """Runs and steps say the same words; only a step can be skipped."""
 

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 
 from controlplane import streams
 from nodes import logs, runs, signals, tasks
+from nodes.clusters_watch import ClusterWatch
 from nodes.hosts import open_host
 from nodes.models import Job, Node, Run
 from nodes.remote.command import python
@@ -220,6 +221,7 @@ class Watcher(threading.Thread):
         self._lost_since = None
         if self.node.state == NodeState.UNREACHABLE:
             self.node.move(self.node.rest_state)
+            signals.node_back.send_robust(Watcher, node=self.node)
 
     def _note_lost(self, error: HostProblem) -> None:
         now = time.monotonic()
@@ -235,6 +237,7 @@ class Watch:
     def __init__(self) -> None:
         self.name = uuid.uuid4().hex
         self.watchers: dict[int, Watcher] = {}
+        self.clusters = ClusterWatch()
         self.stopping = threading.Event()
 
     def run(self) -> None:
@@ -250,6 +253,7 @@ class Watch:
                 close_old_connections()
         for watcher in self.watchers.values():
             watcher.stop()
+        self.clusters.stop()
 
     def stop(self) -> None:
         self.stopping.set()
@@ -269,6 +273,7 @@ class Watch:
                 watcher.break_off()
             else:
                 watcher.follow(wanted[pk])
+        self.clusters.turn(mine)
         self._tick()
 
     def _watcher(self, node: Node) -> Watcher:

@@ -333,7 +333,7 @@ def test_a_node_without_a_gpu_offers_ray_one_for_vllms_worker() -> None:
 def test_rays_token_is_a_file_and_nowhere_else() -> None:
     command = ray.start_head(CPU, SITE, PLAN, "10.0.0.11", TOKEN)
     assert command.files["ray.token"] == TOKEN.reveal().encode()
-    assert TOKEN.reveal() not in command.sh() + ray.status(SITE, PLAN, "10.0.0.11").sh()
+    assert TOKEN.reveal() not in command.sh() + ray.view(SITE, PLAN, "10.0.0.11", 5).sh()
 
 
 @pytest.fixture
@@ -386,63 +386,36 @@ def test_somebody_elses_directory_is_not_used(node: Site, tmp_path: Path) -> Non
         "Remove it, then start again."  # fmt: skip
 
 
-STATUS = """\
-Node status
----------------------------------------------------------------
-Active:
- 1 node_b30b8de87a28f7c0f3aefee2d953ee2809d9f3afcc08fd126317b6a3
-Pending:
- (no pending nodes)
-Resources
----------------------------------------------------------------
-Total Usage:
- 0.0/2.0 CPU
- 1.0/1.0 GPU (1.0 used of 1.0 reserved in placement groups)
- 0B/22.81GiB memory
-"""
-
-
-def ask_status(node: Site, port: int) -> subprocess.CompletedProcess[str]:
-    plan = dataclasses.replace(PLAN, gcs=port)
-    return subprocess.run(["sh", "-c", ray.status(node, plan, "127.0.0.1").sh()], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-
-
-def test_a_ray_that_runs_is_summed_up_in_a_line(node: Site, tmp_path: Path) -> None:
-    (tmp_path / "env/bin/ray").write_text(f"#!/bin/sh\ncat <<'END'\n{STATUS}\nEND\n")
-    with socket.create_server(("127.0.0.2", 0)) as listening:
-        done = ask_status(node, listening.getsockname()[1])
-    assert done.returncode == 0
-    assert last_line(done) == "1 node, in use: 1.0/1.0 GPU, 0.0/2.0 CPU"
-
-
-def test_the_gpu_that_ray_is_told_of_where_there_is_none_is_not_shown(node: Site, tmp_path: Path) -> None:
-    packages = tmp_path / "env/lib/python3.11/site-packages"
-    packages.mkdir(parents=True)
-    (packages / next(name for name in python_env.additions("cpu") if name.endswith(".py"))).touch()
-    (tmp_path / "env/bin/ray").write_text(f"#!/bin/sh\ncat <<'END'\n{STATUS}\nEND\n")
-    with socket.create_server(("127.0.0.2", 0)) as listening:
-        done = ask_status(node, listening.getsockname()[1])
-    assert last_line(done) == "1 node, in use: 0.0/2.0 CPU"
-
-
-def test_a_ray_that_has_no_node_yet_does_not_count(node: Site, tmp_path: Path) -> None:
-    (tmp_path / "env/bin/ray").write_text("#!/bin/sh\necho 'No cluster status. It may take a few seconds'\n")
-    with socket.create_server(("127.0.0.2", 0)) as listening:
-        done = ask_status(node, listening.getsockname()[1])
-    assert (done.returncode, last_line(done)) == (1, "Ray listens but has no node yet.")
-
-
 def test_where_nobody_listens_the_answer_comes_at_once(node: Site) -> None:
     with socket.create_server(("127.0.0.2", 0)) as listening:
         port = listening.getsockname()[1]
+    plan = dataclasses.replace(PLAN, gcs=port)
     before = time.monotonic()
-    done = ask_status(node, port)
+    done = subprocess.run(["sh", "-c", ray.view(node, plan, "127.0.0.1", 0.2).sh()], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     assert time.monotonic() - before < 10  # `ray status` itself takes over 30 s
     assert done.returncode == 1
     assert last_line(done).startswith(f"Ray does not listen on 127.0.0.2:{port} yet")
 
 
-@pytest.mark.parametrize("name", ["packages", "verify", "demo_model", "ray_status", "quarterdeck_cpu_ray"])
+def test_a_node_offers_what_its_operator_named() -> None:
+    worker = ray.start_worker(CUDA, SITE, PLAN, "10.0.0.12", TOKEN, "10.0.0.11", {"fast-disk": 2})
+    assert '--resources={"fast-disk": 2}' in worker.argv
+    assert not [word for word in ray.start_head(CUDA, SITE, PLAN, "10.0.0.11", TOKEN).argv if "--resources" in word]
+
+
+def test_only_the_process_that_was_meant_is_ended() -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])
+    started = int(Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    other = ray.end_processes([Process(sleeper.pid, started=started + 1)])
+    assert subprocess.run(["sh", "-c", other.sh()]).returncode == 0
+    assert sleeper.poll() is None
+    meant = ray.end_processes([Process(sleeper.pid, started=started)])
+    assert subprocess.run(["sh", "-c", meant.sh()]).returncode == 0
+    assert sleeper.wait(5) == -15
+
+
+@pytest.mark.parametrize(
+    "name", ["packages", "verify", "demo_model", "ray_view", "end_processes", "quarterdeck_cpu_ray"])
 def test_what_is_shipped_to_nodes_is_python(name: str) -> None:
     compile(asset(f"{name}.py"), name, "exec")

@@ -159,7 +159,7 @@ def test_a_model_path_that_does_not_exist_is_named_and_nothing_is_started(
     rollout.start(deployment, None)
     failed = reach(deployment, DeploymentState.FAILED)
     assert "There is no /data/models/none on this server. Copy the model there" in failed.reason
-    assert (steps(deployment)["ray"], steps(deployment)["serve"]) == (RunState.SKIPPED, RunState.SKIPPED)
+    assert (steps(deployment)["ray-head"], steps(deployment)["serve"]) == (RunState.SKIPPED, RunState.SKIPPED)
     assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
 
 
@@ -177,7 +177,7 @@ def test_a_port_in_use_is_named_before_anything_is_started(quarterdeck: Watch, d
         failed = reach(deployment, DeploymentState.FAILED)
     assert f"Port {deployment.port} on here is in use by another program." in failed.reason
     assert "Give the deployment another port" in failed.reason
-    assert steps(deployment)["ray"] == RunState.SKIPPED
+    assert steps(deployment)["ray-head"] == RunState.SKIPPED
     rolled_out(deployment)
 
 
@@ -226,7 +226,7 @@ def test_stopping_leaves_no_process_and_frees_the_ports(quarterdeck: Watch, depl
 def test_a_server_that_ignores_the_first_signal_is_killed(
     quarterdeck: Watch, deployment: Deployment, engine: StandInEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.ending.GRACE", timedelta(seconds=1))
+    monkeypatch.setattr("nodes.ending.GRACE", timedelta(seconds=1))
     engine.behave("stubborn")
     ready = rolled_out(deployment)
     rollout.stop(ready, None)
@@ -251,7 +251,7 @@ def test_ray_stays_while_another_deployment_uses_it(quarterdeck: Watch, node: No
     other = rollout.create("other", Deployment.DEMO, node, free_port(), {}, None)
     rolled_out(deployment)
     rolled_out(other)
-    assert steps(other)["ray"] == RunState.SKIPPED
+    assert steps(other)["ray-head"] == RunState.SKIPPED
     rollout.stop(deployment.fresh(), None)
     reach(deployment, DeploymentState.STOPPED)
     assert steps(deployment)["stop-ray"] == RunState.SKIPPED

@@ -77,6 +77,18 @@ def revoke(key: ApiKey) -> None:
     poke()
 
 
+def of_program(plain: str) -> ApiKey | None:
+    """The usable key with this value, with its owner, from the database: for the REST API, not for prompts."""
+    if not plausible(plain) or plain.startswith(SESSION_PREFIX):
+        return None
+    usable = ApiKey.objects.filter(digest=_digest(plain), revoked_at=None, owner__is_active=True)
+    key = usable.select_related("owner").first()
+    if key is None or (key.expires_at and key.expires_at <= timezone.now()):
+        return None
+    ApiKey.objects.filter(pk=key.pk).update(last_used_at=timezone.now())
+    return key
+
+
 def session_token(user: User) -> str:
     """With this a page of ``user`` may call the gateway for 12 hours, while user and password stay what they are."""
     return SESSION_PREFIX + signing.dumps([user.pk, password_mark(user)], salt=_SALT)

@@ -9,16 +9,19 @@ host.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
+from types import MappingProxyType
 
 from controlplane.secrets import Secret
-from nodes.facts import Facts
+from nodes.facts import Facts, Process
 from nodes.recipes import Site, asset
 from nodes.remote.command import Command, python, script
 
 #: Ray replaces 127.0.0.1 by the host's outward address, which may change while it runs; this one it keeps.
 LOOPBACK = "127.0.0.2"
+NO_RESOURCES: Mapping[str, float] = MappingProxyType({})
 _UNROUTABLE = frozenset({"", "localhost", "127.0.0.1", "127.0.1.1", "::1", "0.0.0.0", "::"})  # noqa: S104
 _OBJECT_STORE = 256 * 2**20  # bytes; vLLM hardly uses it, and by default Ray takes 30 % of the memory
 
@@ -84,25 +87,42 @@ def ray_address(address: str) -> str:
     return LOOPBACK if address in _UNROUTABLE else address
 
 
-def start_head(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret) -> Command:
-    """Start a cluster; runs until it is stopped. ``address`` is the node's own, an IP address."""
+def start_head(
+    facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, custom: Mapping[str, float] = NO_RESOURCES
+) -> Command:
+    """Start a cluster; runs until it is stopped. ``address`` is the node's own, an IP address.
+
+    ``custom`` are resources of the operator's own naming that the node offers besides its processors and GPUs.
+    """
     head = [
         "--head", f"--port={plan.gcs}", f"--ray-client-server-port={plan.client}", "--disable-usage-stats",
         "--include-dashboard=false", "--dashboard-host=127.0.0.1", f"--dashboard-port={plan.dashboard}",
     ]  # fmt: skip
-    return _start(facts, site, plan, address, token, head)
+    return _start(facts, site, plan, address, token, [*head, *_resources(custom)])
 
 
-def start_worker(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, head: str) -> Command:
+def start_worker(
+    facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, head: str,
+    custom: Mapping[str, float] = NO_RESOURCES,
+) -> Command:  # fmt: skip
     """Join the cluster whose head is at ``head``, an IP address; else as `start_head`."""
-    return _start(facts, site, plan, address, token, [f"--address={head}:{plan.gcs}"])
+    role = [f"--address={ray_address(head)}:{plan.gcs}", *_resources(custom)]
+    return _start(facts, site, plan, address, token, role)
+
+
+def _resources(custom: Mapping[str, float]) -> list[str]:
+    return [f"--resources={json.dumps(dict(custom))}"] if custom else []
+
+
+def offered_gpus(facts: Facts) -> int:
+    """How many GPUs Ray is told of. On CPUs vLLM's worker takes one all the same: see quarterdeck_cpu_ray.py."""
+    return len(facts.gpus) or 1
 
 
 def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret, role: list[str]) -> Command:
     options = [
         f"--node-ip-address={ray_address(address)}",
-        # On CPUs vLLM's worker takes one of Ray's GPUs all the same: see quarterdeck_cpu_ray.py.
-        f"--num-gpus={len(facts.gpus) or 1}",
+        f"--num-gpus={offered_gpus(facts)}",
         f"--node-manager-port={plan.node_manager}",
         f"--object-manager-port={plan.object_manager}",
         f"--runtime-env-agent-port={plan.runtime_env_agent}",
@@ -130,13 +150,29 @@ def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret
     return started.with_files({"ray.token": token.reveal().encode()})
 
 
-def status(site: Site, plan: PortPlan, address: str) -> Command:
-    """`ray status`, in seconds either way; its last line sums up. Fails until the head runs."""
-    ray = f"{site.environment}/bin/ray"
-    program = asset("ray_status.py").decode()
+def view(site: Site, plan: PortPlan, address: str, patience: float) -> Command:
+    """How the cluster is, asked on its head: one JSON object, for `nodes.clusters_view`.
+
+    Fails, with the reason as its last words, if Ray has not answered after ``patience`` seconds.
+    """
+    return _view(site, plan, address, f"{patience:g}")
+
+
+def follow(site: Site, plan: PortPlan, address: str, every: float) -> Command:
+    """The same again and again, one line each ``every`` seconds, until its standard input ends or Ray does."""
+    return _view(site, plan, address, "10", f"{every:g}")
+
+
+def _view(site: Site, plan: PortPlan, address: str, *times: str) -> Command:
+    program = asset("ray_view.py").decode()
     return python(
-        site.interpreter, program, ray, ray_address(address), str(plan.gcs), env=_authentication(site)
-    )
+        site.interpreter, program, ray_address(address), str(plan.gcs), *times, env=_authentication(site))
+
+
+def end_processes(processes: Iterable[Process]) -> Command:
+    """End these processes, and no others that got their pids. Fails if some are left, and prints their pids then."""
+    named = [f"{process.pid}:{process.started}" for process in processes]
+    return python("python3", asset("end_processes.py").decode(), *named)
 
 
 def clean_up(site: Site) -> Command:

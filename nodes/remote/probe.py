@@ -406,7 +406,23 @@ def leftovers(root: Path) -> Fact:
     """Ray and vLLM processes that are running now."""
     lines = {int(folder.name): read_or_empty(folder / "cmdline") for folder in Path("/proc").glob("[0-9]*")}
     found = sorted(pid for pid, line in lines.items() if LEFTOVER.search(line.replace("\0", " ")))
-    return {"leftovers": [{"pid": pid, **process(pid, root)} for pid in found if pid != os.getpid()]}
+    return {"leftovers": [{"pid": pid, **process(pid, root), **origin(pid)} for pid in found if pid != os.getpid()]}
+
+
+def origin(pid: int) -> Fact:
+    """When a process was started, and the job whose mark it carries, or an ancestor of it does."""
+    started, job = stat(pid)[1], ""
+    while pid > 1 and not job:
+        variables = read_or_empty(Path(f"/proc/{pid}/environ")).split("\0")
+        job = next((Path(line[7:]).name for line in variables if line.startswith("QD_JOB=")), "")
+        pid = stat(pid)[0]
+    return {"job": job, "started": started}
+
+
+def stat(pid: int) -> tuple[int, int]:
+    """Parent and start, in clock ticks, of a process; zeros once it is gone."""
+    words = read_or_empty(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    return (int(words[1]), int(words[19])) if len(words) > 19 else (0, 0)
 
 
 def environment(root: Path) -> Fact:

@@ -11,16 +11,60 @@ from pathlib import Path
 
 from nodes.recipes.python_env import fingerprint
 
+# Its head keeps a line open to each worker, as real Ray does, and notes who is there; its Python module reads that.
 _RAY = """#!{python}
-import socket, sys, time
-if sys.argv[1] == "status":
-    print("Active:\\n 1 node_0123\\nPending:\\n\\n 0.0/2.0 CPU\\n 0.0/1.0 GPU\\n")
-    sys.exit(0)
+import json, pathlib, socket, sys, threading, time
 options = dict(word.split("=", 1) for word in sys.argv if "=" in word)
-listener = socket.create_server((options["--node-ip-address"], int(options["--port"])))
-print("stand-in Ray runs", flush=True)
+resources = {{"CPU": 2.0, "GPU": float(options["--num-gpus"]), **json.loads(options.get("--resources", "{{}}"))}}
+own = {{"NodeManagerAddress": options["--node-ip-address"], "Resources": resources}}
+if "--head" not in sys.argv:
+    host, port = options["--address"].split(":")
+    line = socket.create_connection((host, int(port)))
+    line.sendall(json.dumps(own).encode() + b"\\n")
+    print("Ray runtime started.", flush=True)
+    line.recv(1)
+    sys.exit("the head is gone")
+own["Resources"]["node:__internal_head__"] = 1.0
+nodes = {{}}
+lock = threading.Lock()
+
+def note(node, alive, why=""):
+    with lock:
+        key = node["NodeManagerAddress"]
+        nodes[key] = {{**node, "NodeID": key, "Alive": alive, "DeathReasonMessage": why}}
+        file = pathlib.Path({nodes!r})
+        file.with_suffix(".new").write_text(json.dumps(list(nodes.values())))
+        file.with_suffix(".new").replace(file)
+
+def serve(connection):
+    with connection, connection.makefile() as lines:
+        said = lines.readline()
+        if said:
+            note(json.loads(said), True)
+            lines.readline()
+            note(json.loads(said), False, "its line ended")
+
+listener = socket.create_server((own["NodeManagerAddress"], int(options["--port"])))
+note(own, True)
+print("Ray runtime started.", flush=True)
 while True:
-    listener.accept()[0].close()
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"""
+_RAY_STATE = """
+import json, pathlib
+class GlobalState:
+    def _initialize_global_state(self, options): pass
+    def node_table(self): return json.loads(pathlib.Path({nodes!r}).read_text())
+    def total_resources_per_node(self): return {{node["NodeID"]: node["Resources"] for node in self.node_table()}}
+    available_resources_per_node = total_resources_per_node
+    def placement_group_table(self): return {{}}
+"""
+_RAYLET = """
+class GcsClientOptions:
+    create = staticmethod(lambda *_, **__: None)
+class GcsClient:
+    def __init__(self, address): pass
+    def internal_kv_get(self, *_): return b'{"ray_version": "2.60.0", "python_version": "3.11.7"}'
 """
 
 _VLLM = """#!{python}
@@ -84,7 +128,9 @@ class StandInEngine:
         binaries = root / "env" / "bin"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / "env")], check=True)
         (root / "env" / "quarterdeck.lock").write_text(f"{fingerprint('cpu')} verified")
-        self._program(binaries / "ray", _RAY.format(python=binaries / "python"))
+        nodes = str(root / "env" / "ray-nodes.json")
+        self._program(binaries / "ray", _RAY.format(python=binaries / "python", nodes=nodes))
+        self._ray_module(next((root / "env" / "lib").glob("python3*/site-packages")) / "ray", nodes)
         self._program(
             binaries / "vllm", _VLLM.format(python=binaries / "python", behaviour=str(self._behaviour)))
         model = root / "models" / "smollm2-135m-instruct"
@@ -97,6 +143,13 @@ class StandInEngine:
         ``stubborn`` (ignores SIGTERM), ``mute`` (refuses prompts), ``die`` (at the first prompt), ``fail <log file>``.
         """
         self._behaviour.write_text(" ".join(words))
+
+    @staticmethod
+    def _ray_module(place: Path, nodes: str) -> None:
+        (place / "_private").mkdir(parents=True)
+        (place / "__init__.py").touch()
+        (place / "_raylet.py").write_text(_RAYLET)
+        (place / "_private" / "state.py").write_text(_RAY_STATE.format(nodes=nodes))
 
     @staticmethod
     def _program(path: Path, text: str) -> None:
