@@ -5,9 +5,10 @@ import { level, paint, plain } from "./painter.js";
 
 const MOST = 100000;
 const BLOCK = 200;
+const A_SIFT = 25; // blocks in one frame
 const A_FRAME = 3000; // lines drawn in one, so that the page answers meanwhile
 
-const clock = new Intl.DateTimeFormat(document.documentElement.lang, {
+const clock = new Intl.DateTimeFormat(document.documentElement.lang || undefined, {
   hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
 });
 
@@ -15,7 +16,7 @@ export class Pane {
   /** `name(job)`: what stands before each line, where several logs share the box; `mark`: a linked line, `job:offset`. */
   constructor(box, { name = null, mark = "", onErrors = () => {} } = {}) {
     Object.assign(this, { box, name, mark, onErrors, list: box.querySelector("[data-list]"), fresh: [], open: new Map() });
-    Object.assign(this, { following: true, wanted: "", errors: 0, count: 0, frame: 0, block: null });
+    Object.assign(this, { following: true, wanted: "", errors: 0, count: 0, frame: 0, filtering: 0, block: null });
     this.tail = document.createElement("ol");
     this.list.replaceChildren(this.tail);
     const leave = () => this.follow(false);
@@ -29,6 +30,7 @@ export class Pane {
 
   stop() {
     cancelAnimationFrame(this.frame);
+    cancelAnimationFrame(this.filtering);
     this.listeners.abort();
     this.list.replaceChildren();
   }
@@ -138,11 +140,22 @@ export class Pane {
     });
   }
 
-  /** Show only lines with this text. */
+  /** Show only lines with this text: the newest first, some blocks a frame, so that typing goes on. */
   filter(text) {
     this.wanted = text.toLowerCase();
-    for (const row of this.list.querySelectorAll("li")) row.hidden = !row.textContent.toLowerCase().includes(this.wanted);
+    cancelAnimationFrame(this.filtering);
+    this.sift([...this.list.children]);
+  }
+
+  sift(blocks) {
+    for (const block of blocks.splice(-A_SIFT)) {
+      for (const row of block.children) {
+        const hide = !row.textContent.toLowerCase().includes(this.wanted);
+        if (row.hidden !== hide) row.hidden = hide;
+      }
+    }
     if (this.following) this.follow(true);
+    this.filtering = blocks.length ? requestAnimationFrame(() => this.sift(blocks)) : 0;
   }
 
   firstError() {

@@ -2,16 +2,17 @@
 
 import { LogView } from "./logview.js";
 
+const NAMES = ["node", "mode"]; // what is asked besides, where there are several logs
 const LINK = /^#log=([0-9a-f-]{36}):(\d{1,15})$/;
 
 class Tail {
   constructor(root) {
     this.root = root;
-    this.part = (name) => root.querySelector(`[data-${name}]`);
+    this.part = (name) => root.querySelector(`select[data-${name}], a[data-${name}]`);
     this.view = new LogView(root);
     root.addEventListener("change", (event) => {
       if (event.target.matches("[data-source]")) this.choose(event.target.value);
-      if (event.target.matches("[data-node], [data-mode]")) this.show(true);
+      if (event.target.matches("select[data-node], [data-mode]")) this.show(true);
     });
     // The list of sources is fetched again with the page: keep what the reader chose, else go with the newest.
     document.addEventListener("htmx:oobAfterSwap", () => this.settle());
@@ -42,6 +43,7 @@ class Tail {
     if (!select) return;
     const offered = [...select.options].map((option) => option.value);
     if (offered.includes(this.chosen)) select.value = this.chosen;
+    for (const name of NAMES) if (this.kept?.[name] && this.part(name)) this.part(name).value = this.kept[name];
     this.show(false);
     this.view.conclude(() => this.asAsked(this.shown)); // that it was asked to end may only now be known
   }
@@ -72,7 +74,9 @@ class Tail {
       asAsked: () => this.asAsked(option.value),
     }));
     const all = this.part("source").value === "all";
-    for (const name of ["node", "mode"]) if (this.part(name)) this.part(name).hidden = !all;
+    const parts = NAMES.filter((name) => this.part(name));
+    for (const name of parts) this.part(name).hidden = !all;
+    this.kept = Object.fromEntries(parts.map((name) => [name, this.part(name).value]));
     const shown = sources.map(({ job }) => job).join();
     if (!sources.length || (shown === this.shown && !again)) return;
     this.shown = shown;
