@@ -12,6 +12,7 @@ from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
 from deployments.usage_views import usage, usage_csv
 from nodes.log_views import job_log
+from nodes.telemetry.views import recent, series
 
 urlpatterns = [
     path("", overview, name="overview"),
@@ -30,5 +31,7 @@ urlpatterns = [
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),
     path("usage/", usage, name="usage"),
     path("usage/usage.csv", usage_csv, name="usage-csv"),
+    path("telemetry/", recent, name="telemetry-recent"),
+    path("telemetry/<slug:kind>/<int:number>/", series, name="telemetry"),
     path("jobs/<uuid:job_id>/log", job_log, name="job-log"),
 ]

@@ -15,6 +15,7 @@ from nodes import logs, runs, signals
 from nodes.models import Job
 from nodes.remote.errors import HostProblem
 from nodes.states import JOB_ACTIVE
+from nodes.telemetry import history
 
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 60
@@ -69,6 +70,12 @@ def keep_logs() -> None:
 def sweep_logs() -> None:
     """Remove what is kept of jobs that ended long ago."""
     logs.sweep()
+
+
+@shared_task
+def roll_up() -> None:
+    """Bring the longer history of what was measured up to date."""
+    history.roll_up()
 
 
 @shared_task
