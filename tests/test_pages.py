@@ -183,7 +183,7 @@ def test_a_node_page_tells_its_runs_and_offers_their_logs(admin: Client, node: N
     Step.objects.create(run=run, stage=1, kind=kinds[1], node=node, state="running", job=job)
     page = text_of(admin.get(node.get_absolute_url()))
     assert "there already" in page
-    assert f'<option value="{job.pk}">' in page
+    assert f'<option value="{job.pk}" data-node="te1"' in page
     assert f'data-log="{job.pk}"' in page
 
 

@@ -5,10 +5,11 @@ import { Pane } from "./pane.js";
 
 const AT_ONCE = 12; // logs that are followed together
 
-/** What a source is called beside others: its node where that tells it apart, and a number for its colour. */
+/** What a source is called beside others: as short as tells them apart, and a number for its colour. */
 function namer(sources) {
-  const nodes = new Set(sources.map(({ node }) => node));
-  const short = nodes.size === sources.length ? ({ node }) => node : ({ title }) => title;
+  const what = ({ title }) => title.split(" · ")[0];
+  const ways = [({ node }) => node, what, (source) => `${source.node} ${what(source)}`, ({ title }) => title];
+  const short = ways.find((way) => new Set(sources.map(way)).size === sources.length) ?? ways.at(-1);
   const names = new Map(sources.map((source, at) => [source.job, { text: short(source), number: (at % 6) + 1 }]));
   return (job) => names.get(job);
 }
@@ -48,7 +49,7 @@ export class LogView {
     made.querySelector("h3").hidden = !titled;
     this.part("panes").append(made);
     const name = group.length > 1 ? namer(group) : null;
-    const linked = mark && group.some(({ job }) => job === mark.job) ? `log=${mark.job}:${mark.offset}` : "";
+    const linked = mark && group.some(({ job }) => job === mark.job) ? `log-${mark.job}-${mark.offset}` : "";
     const pane = new Pane(made.querySelector("[data-box]"), { name, mark: linked, onErrors: () => this.countErrors() });
     pane.onFollow = (on) => this.followed(on);
     pane.wanted = this.part("filter").value.toLowerCase();
@@ -112,7 +113,6 @@ export class LogView {
     button.disabled = true;
     try {
       const lines = await follower.earlier();
-      this.panes[0].follow(false);
       this.panes[0].prepend(follower.job, lines);
       button.hidden = !follower.first;
     } catch {

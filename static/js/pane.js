@@ -13,7 +13,7 @@ const clock = new Intl.DateTimeFormat(document.documentElement.lang || undefined
 });
 
 export class Pane {
-  /** `name(job)`: what stands before each line, where several logs share the box; `mark`: a linked line, `job:offset`. */
+  /** `name(job)`: what stands before each line, where several logs share the box; `mark`: a linked line, its id. */
   constructor(box, { name = null, mark = "", onErrors = () => {} } = {}) {
     Object.assign(this, { box, name, mark, onErrors, list: box.querySelector("[data-list]"), fresh: [], open: new Map() });
     Object.assign(this, { following: true, wanted: "", errors: 0, count: 0, frame: 0, filtering: 0, block: null });
@@ -101,14 +101,14 @@ export class Pane {
     }
   }
 
-  /** Lines that come before all others. The line that is in sight stays where it is. */
+  /** Lines that come before all others; the last of them come into sight. */
   prepend(job, lines) {
-    const end = this.box.scrollHeight - this.box.scrollTop;
     const block = document.createElement("ol");
     block.append(this.rows(lines.map((line) => ({ job, ...line }))));
     this.list.prepend(block);
     this.count += lines.length;
-    this.box.scrollTop = this.box.scrollHeight - end;
+    this.follow(false);
+    block.lastElementChild?.scrollIntoView({ block: "center" });
   }
 
   rows(lines) {
@@ -127,7 +127,7 @@ export class Pane {
     if (kind === "is-error") this.error();
     const of = this.name ? `<i class="of n${this.name(job).number}">${paint(this.name(job).text)}</i>` : "";
     if (offset === null) return `<li class="${kind}">${of}${paint(text)}</li>`;
-    const id = `log=${job}:${offset}`;
+    const id = `log-${job}-${offset}`;
     const when = `<a class="at" href="#${id}" tabindex="-1">${time ? clock.format(time) : "·"}</a>`;
     return `<li class="${kind}" id="${id}">${when}${of}${paint(text)}</li>`;
   }

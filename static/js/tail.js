@@ -3,7 +3,7 @@
 import { LogView } from "./logview.js";
 
 const NAMES = ["node", "mode"]; // what is asked besides, where there are several logs
-const LINK = /^#log=([0-9a-f-]{36}):(\d{1,15})$/;
+const LINK = /^#log-([0-9a-f-]{36})-(\d{1,15})$/;
 
 class Tail {
   constructor(root) {
