@@ -316,6 +316,7 @@ class Watch:
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
             tasks.send(tasks.keep_logs)
+            tasks.send(tasks.sweep_batches)
             tasks.send(tasks.roll_up)
         if streams.client().set("watch:sweep-old", self.name, nx=True, ex=600):
             tasks.send(tasks.sweep_logs)
