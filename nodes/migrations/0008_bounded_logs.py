@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('nodes', '0005_rollup'),
+        ('nodes', '0007_batches'),
     ]
 
     operations = [
