@@ -134,7 +134,7 @@ def observer(host: Host) -> Iterator[Observer]:
 def test_a_job_leaves_its_log_and_its_status(host: Host, place: Path) -> None:
     job.start(host, str(place), script("echo out; echo err >&2; exit 3"))
     until(ended(place))
-    assert (place / "exit").read_text() == "3\n"
+    assert (place / "exit").read_text().strip() == "3"
     assert sorted((place / "log").read_text().split()) == ["err", "out"]
 
 
