@@ -1,10 +1,15 @@
 from django.urls import path
 
-from nodes import views
+from nodes import prepare_views, views
 
 urlpatterns = [
     path("", views.nodes, name="nodes"),
     path("new/", views.new, name="node-new"),
+    # No node can be called "-".
+    path("-/prepare/", prepare_views.many, name="nodes-prepare"),
+    path("-/how/", prepare_views.how, name="nodes-how"),
+    path("-/between/", prepare_views.between, name="nodes-between"),
+    path("-/measure/", prepare_views.measure, name="nodes-measure"),
     path("approve/", views.approve, name="node-approve"),
     path("<str:name>/", views.node, name="node"),
     path("<str:name>/prepare/", views.prepare, name="node-prepare"),
