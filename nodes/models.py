@@ -14,10 +14,9 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from nodes import states
+from nodes.candidates import Batch, Candidate
 from nodes.facts import Facts
 from nodes.telemetry.models import Rollup
-
-__all__ = ["ArchivedLog", "Cluster", "Identity", "Job", "Node", "Rollup", "Run", "Step"]
 
 
 class Cluster(Lifecycle):
@@ -253,4 +252,5 @@ class ArchivedLog(models.Model):
 
 from nodes.together import ClusterKey, Link  # noqa: E402  (they name the models above)
 
-__all__ = ["ArchivedLog", "Bastion", "Cluster", "ClusterKey", "Identity", "Job", "Link", "Node", "Run", "Step"]
+__all__ = ["ArchivedLog", "Bastion", "Batch", "Candidate", "Cluster", "ClusterKey", "Identity", "Job", "Link", "Node",
+           "Rollup", "Run", "Step"]

@@ -56,7 +56,8 @@ def test_what_nobody_filled_in_is_what_always_happened() -> None:
 
 
 def test_only_what_belongs_to_the_chosen_kind_is_kept() -> None:
-    data: dict[str, Any] = {"conda": "/data/miniconda3/", "installer": "/tmp/m.sh", "python": "3.12.4", "environment": "/data/env"}
+    data: dict[str, Any] = {
+        "conda": "/data/miniconda3/", "installer": "/tmp/m.sh", "python": "3.12.4", "environment": "/data/env"}
     assert options(**data) == Options()
     asked = options(**{**data, "kind": "conda"})
     assert asked == Options(kind="conda", path="/data/miniconda3", installer="/tmp/m.sh", python="3.12.4")
