@@ -8,7 +8,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
@@ -74,11 +74,16 @@ def _back(found: list[Node]) -> str:
     return found[0].get_absolute_url() if len(found) == 1 else reverse("nodes")
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
+@require_POST
+@role_required(OPERATOR)
+def look(request: SignedIn) -> HttpResponse:
+    """From the list, where nodes were ticked, to what is between them."""
+    return redirect(_address("nodes-between", chosen(request.POST)))
+
+
+@require_safe
 def between(request: HttpRequest) -> HttpResponse:
     """What was measured between the selected nodes; all of them where none is named."""
-    if request.method == "POST":  # from the list, where they were ticked
-        return redirect(_address("nodes-between", chosen(request.POST)))
     found = chosen(request.GET) if request.GET.getlist("node") else list(Node.objects.select_related("cluster")[:24])
     about = [mesh.subject(found)] if found else []
     page = {"mesh": mesh.matrix(found), "nodes": found, "stories": stories(mesh.runs_about(about), 3)}

@@ -12,6 +12,7 @@ urlpatterns = [
     path("-/prepare/", prepare_views.many, name="nodes-prepare"),
     path("-/how/", prepare_views.how, name="nodes-how"),
     path("-/between/", prepare_views.between, name="nodes-between"),
+    path("-/look/", prepare_views.look, name="nodes-look"),
     path("-/measure/", prepare_views.measure, name="nodes-measure"),
     path("<str:name>/", views.node, name="node"),
     path("<str:name>/prepare/", views.prepare, name="node-prepare"),

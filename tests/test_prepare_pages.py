@@ -139,8 +139,8 @@ def test_nothing_ticked_is_said(operator: Client, nodes: list[Node]) -> None:
 
 
 def test_what_is_ticked_on_the_list_is_asked_about(operator: Client, nodes: list[Node]) -> None:
-    for page in ("nodes-how", "nodes-between"):
-        answer = operator.post(reverse(page), {"node": ["te1", "te2"]})
+    for asked, page in (("nodes-how", "nodes-how"), ("nodes-look", "nodes-between")):
+        answer = operator.post(reverse(asked), {"node": ["te1", "te2"]})
         assert answer["Location"] == f"{reverse(page)}?node=te1&node=te2"
 
 
@@ -153,7 +153,7 @@ def test_a_viewer_sees_what_is_between_nodes_and_begins_nothing(nodes: list[Node
     assert page.count("1 of 400 ports closed") == 6
     assert page.count("does not sign in") == 4
     assert "The slowest way has 9.0 Gbit/s" in page
-    for name in ("nodes-how", "nodes-prepare", "nodes-measure"):
+    for name in ("nodes-how", "nodes-prepare", "nodes-look", "nodes-measure"):
         assert viewer.post(reverse(name), {"node": ["te1", "te2"]}).status_code == 403
     assert not Run.objects.exists()
 
