@@ -25,6 +25,7 @@ from deployments.plan.hosts import MIB
 from deployments.plan.result import Placement
 from deployments.spec import Spec
 from deployments.states import AT_REST, REPLICA_AT_REST
+from nodes import mesh
 from nodes.models import Cluster, Node
 from nodes.states import NodeState
 from nodes.telemetry import store
@@ -117,7 +118,7 @@ def ground(nodes: Sequence[Node], besides: Deployment | None = None) -> Ground:
         samples = {pk: one for pk, one in found.items() if time.time() - one.get("t", 0) < _SAMPLE_SECONDS}
     own = _held(besides) if besides else {}
     hosts = tuple(_host(node, samples.get(node.pk, {}), own) for node in nodes)
-    return Ground(hosts, network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
+    return Ground(hosts, mesh.network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
 
 
 def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], int]) -> HostSpec:
@@ -132,11 +133,6 @@ def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], i
     if busy is not None and total is not None:
         return replace(host, gpus=gpus, memory_available_mib=max(0, total - busy) // MIB)
     return replace(host, gpus=gpus)
-
-
-def network_gbps(nodes: Sequence[Node]) -> float | None:
-    """The slowest measured way between two of the nodes, in Gbit/s; None where nobody measured."""
-    return None
 
 
 def _taken(nodes: Sequence[Node], besides: Deployment | None) -> dict[tuple[str, int], str]:
