@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -39,6 +39,8 @@ LEASE_SECONDS = 10
 _LONGEST_PIECE = _LONGEST_LINE = 1 << 18
 #: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
 GLITCH_SECONDS = 8
+#: What other packages run beside watch, each in a thread of its own, until the event is set.
+companions: list[Callable[[threading.Event], None]] = []
 
 
 class Frames:
@@ -227,6 +229,8 @@ class Watch:
     def run(self) -> None:
         """Until `stop`. A database or Redis that is away is waited for."""
         self.filing.start()
+        for companion in companions:
+            threading.Thread(target=companion, args=[self.stopping], name=companion.__qualname__, daemon=True).start()
         while not self.stopping.is_set():
             try:
                 self.turn()
