@@ -1,11 +1,13 @@
 from django.urls import path
 
-from nodes import views
+from nodes import registration_views, views
 
 urlpatterns = [
     path("", views.nodes, name="nodes"),
-    path("new/", views.new, name="node-new"),
-    path("approve/", views.approve, name="node-approve"),
+    path("new/", registration_views.new, name="node-new"),
+    path("new/understood/", registration_views.understood, name="node-understood"),
+    path("approve/<int:pk>/", registration_views.approve, name="node-approve"),
+    path("approve/<int:pk>/again/", registration_views.again, name="node-again"),
     path("<str:name>/", views.node, name="node"),
     path("<str:name>/prepare/", views.prepare, name="node-prepare"),
     path("<str:name>/check/", views.check, name="node-check"),
