@@ -120,7 +120,7 @@ def look(answer: Any, *times: float) -> list[httpx.Request]:
 
     def handle(request: httpx.Request) -> httpx.Response:
         asked.append(request)
-        return answer(request) if callable(answer) else httpx.Response(200, text=answer)  # type: ignore[no-any-return]
+        return answer(request) if callable(answer) else httpx.Response(200, text=answer)
 
     sampler = Sampler(httpx.MockTransport(handle))
     for at in times:

@@ -120,8 +120,9 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     tried = [pattern for pattern in _patterns(get_resolver()) if pattern.name not in OPEN | OWN]
     statuses = {str(pattern.name): viewer.post(_address(pattern)).status_code for pattern in tried}
     read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground"}
-    read_only |= {"deployment-history", "deployment-export", "job-log", "models", "usage", "usage-csv"}
-    read_only |= {"telemetry", "telemetry-recent"}
+    read_only |= {"deployment-history", "deployment-export", "job-log", "models", "nodes-between", "usage",
+                  "usage-csv"}
+    read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
@@ -179,7 +180,7 @@ def test_a_node_page_tells_its_runs_and_offers_their_logs(admin: Client, node: N
     Step.objects.create(run=run, stage=1, kind=kinds[1], node=node, state="running", job=job)
     page = text_of(admin.get(node.get_absolute_url()))
     assert "there already" in page
-    assert f'<option value="{job.pk}">' in page
+    assert f'<option value="{job.pk}" data-node="te1"' in page
     assert f'data-log="{job.pk}"' in page
 
 
