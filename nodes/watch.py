@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
@@ -42,6 +42,8 @@ _LONGEST_PIECE = 1 << 20
 _LONGEST_LINE = 1 << 18
 #: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
 GLITCH_SECONDS = 8
+#: What other packages run beside watch, each in a thread of its own, until the event is set.
+companions: list[Callable[[threading.Event], None]] = []
 
 
 class Frames:
@@ -247,6 +249,8 @@ class Watch:
     def run(self) -> None:
         """Until `stop`. A database or Redis that is away is waited for."""
         self.filing.start()
+        for companion in companions:
+            threading.Thread(target=companion, args=[self.stopping], name=companion.__qualname__, daemon=True).start()
         while not self.stopping.is_set():
             try:
                 self.turn()

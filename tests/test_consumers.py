@@ -209,12 +209,12 @@ async def test_the_newest_samples_come_first_and_then_what_is_new(job: Job, cook
     one = job.node_id
     await asyncio.to_thread(measured, (one, "s", 1), (one, "w", []), (7, "e", 3))
     async with socket("/ws/telemetry", cookie) as whole, socket(f"/ws/telemetry?of=s{one}", cookie) as part:
-        assert await told(whole) == {"s": {str(one): 1}, "w": {str(one): []}, "e": {"7": 3}, "skipped": 0}
+        assert await told(whole) == {"s": {str(one): 1}, "w": {str(one): []}, "e": {"7": 3}, "r": {}, "skipped": 0}
         assert (await told(part))["s"] == {str(one): 1}
         await asyncio.sleep(0.1)  # the hub's first read of Redis has no answer to wait for
         await asyncio.to_thread(measured, (one, "s", 2), (7, "e", 4))
-        assert await told(whole) == {"s": {str(one): 2}, "w": {}, "e": {"7": 4}, "skipped": 0}
-        assert await told(part) == {"s": {str(one): 2}, "w": {}, "e": {}, "skipped": 0}
+        assert await told(whole) == {"s": {str(one): 2}, "w": {}, "e": {"7": 4}, "r": {}, "skipped": 0}
+        assert await told(part) == {"s": {str(one): 2}, "w": {}, "e": {}, "r": {}, "skipped": 0}
 
 
 def measured(*entries: tuple[int, str, Any]) -> None:
@@ -228,7 +228,7 @@ async def test_a_page_that_is_slow_is_sent_the_newest_and_told_what_it_missed(jo
         await asyncio.sleep(0.1)
         for value in (2, 3, 4):
             await asyncio.to_thread(measured, (job.node_id, "s", value))
-        assert await told(opened) == {"s": {str(job.node_id): 4}, "w": {}, "e": {}, "skipped": 2}
+        assert await told(opened) == {"s": {str(job.node_id): 4}, "w": {}, "e": {}, "r": {}, "skipped": 2}
 
 
 async def test_a_change_is_poked_to_every_page(job: Job, cookie: str) -> None:

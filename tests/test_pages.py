@@ -120,8 +120,10 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     tried = [pattern for pattern in _patterns(get_resolver()) if pattern.name not in OPEN | OWN]
     statuses = {str(pattern.name): viewer.post(_address(pattern)).status_code for pattern in tried}
     read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground"}
-    read_only |= {"deployment-history", "deployment-commands", "deployment-export", "node-flags"}
-    read_only |= {"job-log", "models", "nodes-between", "usage", "usage-csv", "telemetry", "telemetry-recent"}
+    read_only |= {"deployment-history", "deployment-export", "job-log", "models", "nodes-between", "usage",
+                  "usage-csv"}
+    read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
+    read_only |= {"node-flags"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
@@ -358,7 +360,8 @@ def test_only_what_uses_the_memory_stands_on_a_tile(
     state: str, shown: int, admin: Client, deployment: Deployment
 ) -> None:
     Deployment.objects.update(state=state)
-    Node.objects.update(cluster=deployment.cluster)
+    copy = {"stopped": "stopped", "rolling_out": "rolling_out"}.get(state, "ready")
+    deployment.replicas.create(number=1, node=deployment.cluster.head, port=20700, state=copy)
     (host,) = admin.get("/").context["fleet"]["nodes"]
     assert host["serves"] == [deployment.name] * shown
 
