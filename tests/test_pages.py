@@ -36,7 +36,7 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["overview", "nodes", "node-new", "deployments", "deployment-new", "playground", "keys", "usage"]
+PAGES = ["overview", "nodes", "node-new", "clusters", "cluster-new", "deployments", "deployment-new", "playground", "keys", "usage"]
 
 
 def signed_in(role: str) -> Client:
