@@ -19,6 +19,9 @@ from controlplane.roles import SignedIn, has_role
 Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9._-]+$")]
 #: A row's number; more than a database can hold is refused before it is asked.
 Number = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Small = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: A name that may be left out.
+Word = Annotated[str, StringConstraints(max_length=63, pattern=r"^[A-Za-z0-9._-]*$")]
 #: Text without what databases do not store.
 Text = Annotated[str, StringConstraints(max_length=20_000, pattern=r"^[^\x00]*$")]
 Line = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f]*$")]

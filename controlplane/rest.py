@@ -24,6 +24,7 @@ from ninja.security.session import SessionAuth
 
 from controlplane.api import Invalid
 from controlplane.problems import Problem
+from deployments import access_api
 from deployments import api as deployments_api
 from deployments.gateway import keys
 from nodes import api as nodes_api
@@ -71,6 +72,7 @@ api = NinjaAPI(
 )
 api.add_router("/", nodes_api.router)
 api.add_router("/", deployments_api.router)
+api.add_router("/", access_api.router)
 
 
 @api.get("/openapi.json", include_in_schema=False)
@@ -160,4 +162,5 @@ def _urls() -> list[URLPattern]:
     return [*patterns, path("<path:rest>", _in_shape(nothing)), path("", _in_shape(nothing))]
 
 
+app_name = "api"  # so that its names are not those of the pages
 urlpatterns = _urls()

@@ -8,7 +8,6 @@ the archive.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -73,10 +72,6 @@ def log_key(job_id: object) -> str:
     return f"log:{job_id}"
 
 
-def metrics_key(node_id: int) -> str:
-    return f"metrics:{node_id}"
-
-
 def append(key: str, start: int, data: bytes, keep: int | None = None) -> int:
     """Append ``data`` that begins at byte ``start``; returns the offset where the stream now ends.
 
@@ -111,7 +106,7 @@ async def follow(
     position = after
     while True:
         answer = await connection.xread({key: f"{position}-0"}, count=64, block=block_ms)
-        entries = _entries(answer)
+        entries = entries_of(answer)
         if not entries:
             yield Chunk(position, b"")
         for entry_id, fields in entries:
@@ -120,36 +115,7 @@ async def follow(
             yield chunk
 
 
-def add_sample(node_id: int, sample: dict[str, Any]) -> None:
-    """Add one sample (a second's facts of a node) to its metrics stream; an hour is kept."""
-    client().xadd(
-        metrics_key(node_id), {"s": json.dumps(sample)}, maxlen=settings.METRICS_STREAM_SAMPLES, approximate=True
-    )
-
-
-def last_samples(node_ids: list[int]) -> dict[int, dict[str, Any]]:
-    """The newest sample of each node that has one, in one round trip."""
-    pipe = client().pipeline(transaction=False)
-    for node_id in node_ids:
-        pipe.xrevrange(metrics_key(node_id), count=1)
-    found = zip(node_ids, pipe.execute(), strict=True)
-    return {node_id: json.loads(entries[0][1][b"s"]) for node_id, entries in found if entries}
-
-
-async def follow_samples(
-    connection: redis.asyncio.Redis, node_id: int, after: str = "0-0"
-) -> AsyncGenerator[list[tuple[str, dict[str, Any]]]]:
-    """Batches of (entry id, sample): first all that is kept, then live. Never ends; cancel it."""
-    position = after
-    while True:
-        answer = await connection.xread({metrics_key(node_id): position}, count=600, block=5000)
-        batch = [(entry_id.decode(), json.loads(fields[b"s"])) for entry_id, fields in _entries(answer)]
-        if batch:
-            position = batch[-1][0]
-        yield batch
-
-
-def _entries(answer: Any) -> list[Any]:
+def entries_of(answer: Any) -> list[Any]:
     """The entries of a one-stream XREAD answer, whichever shape the protocol version gives it."""
     if not answer:
         return []

@@ -11,6 +11,7 @@ from deployments.hub.views import hub, models
 from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
 from deployments.usage_views import usage, usage_csv
+from nodes.telemetry.views import recent, series
 from nodes.views import job_log
 
 urlpatterns = [
@@ -31,5 +32,7 @@ urlpatterns = [
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),
     path("usage/", usage, name="usage"),
     path("usage/usage.csv", usage_csv, name="usage-csv"),
+    path("telemetry/", recent, name="telemetry-recent"),
+    path("telemetry/<slug:kind>/<int:number>/", series, name="telemetry"),
     path("jobs/<uuid:job_id>/log", job_log, name="job-log"),
 ]

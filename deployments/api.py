@@ -1,31 +1,39 @@
-"""The REST API of deployments, keys and usage: the stories of the pages, for programs."""
+"""The REST API of deployments: the stories of their pages, for programs."""
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from ninja import Field, Path, Query, Router, Schema
 from ninja.responses import Status
 from pydantic import StringConstraints
 
-from controlplane.api import FAILURES, Line, Listed, Name, Number, Window, checked, listed, needs
-from controlplane.roles import ADMIN, OPERATOR, SignedIn
-from deployments import aliases, rollout, usage_views
-from deployments.commands import checked as checked_flags
-from deployments.gateway import keys
-from deployments.key_forms import KeyForm
-from deployments.key_views import key_state, visible_keys
-from deployments.models import ApiKey, Deployment, KeyLimits
+from controlplane.api import FAILURES, Line, Listed, Name, Small, Window, Word, listed, needs
+from controlplane.roles import ADMIN, OPERATOR
+from deployments import aliases, revisions, rollout
+from deployments.kept import Revision
+from deployments.models import Deployment, Replica
+from deployments.spec import Spec
 from nodes.api import RunOut, tell_run
-from nodes.models import Node
 
 router = Router()
 
 NewName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")]
+
+
+class ReplicaOut(Schema):
+    """One server of a deployment."""
+
+    number: int
+    revision: int
+    state: str
+    reason: str
+    node: str
+    port: int
+    restarts: int
 
 
 class DeploymentOut(Schema):
@@ -38,83 +46,56 @@ class DeploymentOut(Schema):
     reason: str = Field(description="why it is in this state; empty when there is nothing to say")
     model: str
     cluster: str
+    executor: str
+    copies: int
     options: dict[str, Any] = Field(description="vLLM's own flag names and values")
+    replicas: list[ReplicaOut]
     created_at: datetime
 
 
 class DeploymentNew(Schema):
-    """What a deployment is to be. `model` is an absolute path on the node, or `demo`."""
+    """What a deployment is to be; what is left out is left to the plan. It runs on a `cluster` or on one `node`."""
 
     name: NewName
-    model: Annotated[str, StringConstraints(max_length=1024, pattern=r"^(demo|/[^\x00-\x1f]+)$")]
-    node: Name
+    model: Line = Field(description="demo, an absolute path on the nodes, or one of a hub such as hf:Qwen/Qwen2.5-0.5B")
+    cluster: Word = ""
+    node: Word = ""
+    copies: int | None = Field(None, ge=1, le=64)
+    executor: Literal["", "ray", "mp"] = ""
     port: int | None = Field(None, ge=1024, le=65535)
-    options: dict[Line, Any] = Field(default_factory=dict, max_length=200)
+    options: dict[Line, Any] = Field(default_factory=dict, max_length=200, description="vLLM's own flag names")
+
+
+class RevisionOut(Schema):
+    """A specification that a deployment has or had."""
+
+    number: int
+    spec: dict[str, Any]
+    note: str
+    created_by: str | None
+    created_at: datetime
 
 
 class AliasNew(Schema):
     name: Annotated[str, StringConstraints(max_length=120, pattern=f"^{aliases.NAME}$")]
 
 
-class KeyOut(Schema):
-    """A key, without its value: that was shown once."""
-
-    id: int
-    name: str
-    prefix: str
-    owner: str
-    state: Literal["active", "expired", "revoked"]
-    controls: bool = Field(description="may also use this API, with its owner's role")
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    tokens_per_day: int | None
-    concurrent: int | None
-    only_models: list[str]
-
-
-class KeySettings(Schema):
-    """A key's name, last day and limits; what is null or empty does not limit."""
-
-    name: Line
-    expires: date | None = Field(None, description="the last day on which it may be used")
-    controls: bool = False
-    requests_per_minute: int | None = Field(None, ge=1, le=2_000_000_000)
-    tokens_per_minute: int | None = Field(None, ge=1, le=2_000_000_000)
-    tokens_per_day: int | None = Field(None, ge=1, le=2_000_000_000)
-    concurrent: int | None = Field(None, ge=1, le=2_000_000_000)
-    only_models: list[Line] = Field(default_factory=list, max_length=200)
-
-
-class KeyMade(KeyOut):
-    key: str = Field(description="the key itself: shown now and never again")
-
-
-class UsageLine(Schema):
-    """What was used, summed over whatever has this name in common."""
-
-    name: str
-    requests: int
-    errors: int
-    prompt_tokens: int
-    completion_tokens: int
-    ttft_ms: float | None = Field(description="mean time to the first token of what was streamed")
-
-
-class UsageQuery(Schema):
-    days: Literal[7, 30, 90, 365] = 30
-    by: Literal["day", "model", "key", "user"] = "day"
-    model: Line = ""
-    key: Line = ""
-    user: Line = ""
-
-
 def _deployment(one: Deployment) -> DeploymentOut:
-    names = ("name", "state", "state_since", "reason", "model", "options", "created_at")
+    names = ("name", "state", "state_since", "reason", "model", "executor", "copies", "options", "created_at")
     told = {name: getattr(one, name) for name in names}
-    return DeploymentOut(cluster=one.cluster.name, aliases=[alias.name for alias in one.aliases.all()], **told)
+    names_too = [alias.name for alias in one.aliases.all()]
+    servers = [_replica(server) for server in one.replicas.all()]
+    return DeploymentOut(cluster=one.cluster.name, aliases=names_too, replicas=servers, **told)
+
+
+def _replica(server: Replica) -> ReplicaOut:
+    names = ("number", "revision", "state", "reason", "port", "restarts")
+    return ReplicaOut(node=server.node.name, **{name: getattr(server, name) for name in names})
+
+
+def _revision(one: Revision) -> RevisionOut:
+    by = one.created_by.get_username() if one.created_by else None
+    return RevisionOut(number=one.number, spec=one.spec, note=one.note, created_by=by, created_at=one.created_at)
 
 
 def _named(name: str) -> Deployment:
@@ -123,20 +104,45 @@ def _named(name: str) -> Deployment:
 
 @router.get("/deployments", response={200: Listed[DeploymentOut], **FAILURES}, tags=["deployments"])
 def deployments(request: HttpRequest, window: Query[Window]) -> dict[str, Any]:
-    return listed(Deployment.objects.select_related("cluster").prefetch_related("aliases"), window, _deployment)
+    found = Deployment.objects.select_related("cluster").prefetch_related("aliases", "replicas__node")
+    return listed(found, window, _deployment)
 
 
 @router.post("/deployments", response={201: DeploymentOut, **FAILURES}, tags=["deployments"])
 def create(request: HttpRequest, new: DeploymentNew) -> Status[DeploymentOut]:
-    """A new deployment, which is not started yet."""
+    """A new deployment with its plan, which is not started yet."""
     user = needs(request, OPERATOR).user
-    node = get_object_or_404(Node, name=new.node)
-    made = rollout.create(new.name, new.model, node, new.port, checked_flags(new.options), user)
-    return Status(201, _deployment(made))
+    return Status(201, _deployment(revisions.create(Spec.from_dict(new.dict()), user)))
 
 
 @router.get("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
 def deployment(request: HttpRequest, name: Path[Name]) -> DeploymentOut:
+    return _deployment(_named(name))
+
+
+@router.put("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
+def change(request: HttpRequest, name: Path[Name], new: DeploymentNew) -> DeploymentOut:
+    """Give it another specification. What runs goes on with the old one until it is started again."""
+    user = needs(request, OPERATOR).user
+    revisions.change(_named(name), Spec.from_dict(new.dict()), user)
+    return _deployment(_named(name))
+
+
+@router.get("/deployments/{name}/revisions", response={200: Listed[RevisionOut], **FAILURES}, tags=["deployments"])
+def all_revisions(request: HttpRequest, name: Path[Name], window: Query[Window]) -> dict[str, Any]:
+    """What it is and was, newest first."""
+    return listed(_named(name).revisions.select_related("created_by"), window, _revision)
+
+
+@router.post(
+    "/deployments/{name}/revisions/{number}/restore",
+    response={200: DeploymentOut, **FAILURES},
+    tags=["deployments"],
+)
+def restore(request: HttpRequest, name: Path[Name], number: Path[Small]) -> DeploymentOut:
+    """Make an earlier specification the newest."""
+    user = needs(request, OPERATOR).user
+    revisions.roll_back(_named(name), number, user)
     return _deployment(_named(name))
 
 
@@ -174,67 +180,3 @@ def remove_alias(request: HttpRequest, name: Path[Name], alias: Query[AliasNew])
     needs(request, OPERATOR)
     aliases.remove(_named(name), alias.name)
     return Status(204, None)
-
-
-def _key(key: ApiKey) -> dict[str, Any]:
-    names = ("id", "name", "prefix", "controls", "created_at", "expires_at", "last_used_at")
-    limits = getattr(key, "limits", None) or KeyLimits()
-    told = {name: getattr(key, name) for name in names} | {name: getattr(limits, name) for name in KeyForm.LIMITS}
-    return told | {"owner": key.owner.get_username(), "state": key_state(key)}
-
-
-def _keys(request: HttpRequest) -> QuerySet[ApiKey]:
-    return visible_keys(request.user).select_related("owner", "limits")
-
-
-@router.get("/keys", response={200: Listed[KeyOut], **FAILURES}, tags=["keys"])
-def list_keys(request: HttpRequest, window: Query[Window]) -> dict[str, Any]:
-    """Your own keys, newest first; an admin sees everybody's."""
-    return listed(_keys(request), window, lambda key: KeyOut(**_key(key)))
-
-
-@router.post("/keys", response={201: KeyMade, **FAILURES}, tags=["keys"])
-def make_key(request: HttpRequest, settings: KeySettings) -> Status[KeyMade]:
-    """A key of your own. Its value is in this answer and nowhere else."""
-    user = needs(request, OPERATOR).user
-    form = KeyForm(settings.dict())
-    checked(form)
-    key, plain = keys.create(user, form.cleaned_data["name"], form.expires_at)
-    form.keep(key)
-    return Status(201, KeyMade(**_key(_keys(request).get(pk=key.pk)), key=plain))
-
-
-@router.get("/keys/{id}", response={200: KeyOut, **FAILURES}, tags=["keys"])
-def get_key(request: HttpRequest, id: Path[Number]) -> KeyOut:
-    return KeyOut(**_key(get_object_or_404(_keys(request), pk=id)))
-
-
-@router.put("/keys/{id}", response={200: KeyOut, **FAILURES}, tags=["keys"])
-def change_key(request: HttpRequest, id: Path[Number], settings: KeySettings) -> KeyOut:
-    """Give a key other limits. They are kept to at once."""
-    needs(request, OPERATOR)
-    key = get_object_or_404(_keys(request).filter(revoked_at=None), pk=id)
-    form = KeyForm(settings.dict(), key)
-    checked(form)
-    form.keep(key)
-    return KeyOut(**_key(_keys(request).get(pk=key.pk)))
-
-
-@router.delete("/keys/{id}", response={204: None, **FAILURES}, tags=["keys"])
-def revoke_key(request: HttpRequest, id: Path[Number]) -> Status[None]:
-    """Revoke it, for good."""
-    needs(request, OPERATOR)
-    keys.revoke(get_object_or_404(_keys(request), pk=id))
-    return Status(204, None)
-
-
-@router.get("/usage", response={200: list[UsageLine], **FAILURES}, tags=["usage"])
-def usage(request: SignedIn, query: Query[UsageQuery]) -> list[UsageLine]:
-    """Your own use, a line for each day, model, key or user; an admin sees everybody's."""
-    return [
-        UsageLine(
-            name=line.name, requests=line.requests, errors=line.errors, prompt_tokens=line.prompt_tokens,
-            completion_tokens=line.completion_tokens, ttft_ms=line.ttft,
-        )
-        for line in usage_views.summed(request)
-    ]

@@ -27,6 +27,8 @@ from deployments.spec import Spec
 from deployments.states import REPLICA_AT_REST, DeploymentState
 from nodes.models import Cluster, Node
 from nodes.states import NodeState
+from nodes.telemetry import store
+from nodes.telemetry.sample import INDEX, USED
 
 #: A sample older than this many seconds says nothing of now; the facts do.
 _SAMPLE_SECONDS = 30
@@ -107,7 +109,7 @@ def ground(nodes: Sequence[Node], besides: Deployment | None = None) -> Ground:
     """The nodes with their memory as it is now. What ``besides`` holds counts as free: it is about to be replaced."""
     samples: dict[int, dict[str, Any]] = {}
     with suppress(streams.RedisError):
-        found = streams.last_samples([node.pk for node in nodes])
+        found = store.newest_of_nodes([node.pk for node in nodes])
         samples = {pk: one for pk, one in found.items() if time.time() - one.get("t", 0) < _SAMPLE_SECONDS}
     own = _held(besides) if besides else {}
     hosts = tuple(_host(node, samples.get(node.pk, {}), own) for node in nodes)
@@ -118,12 +120,12 @@ def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], i
     """A node with the newest figures there are."""
     facts = node.facts
     host = HostSpec.from_facts(node.name, facts)
-    used = {one["i"]: one["used"] for one in sample.get("gpus", ()) if one.get("used") is not None}
+    used = {row[INDEX]: row[USED] for row in sample.get("gpus", ()) if row[USED] is not None}
     held = {gpu.index: int(used.get(gpu.index, gpu.memory_used_mib)) for gpu in host.gpus}
     others = {index: max(0, size - own.get((node.name, index), 0)) for index, size in held.items()}
     gpus = tuple(replace(gpu, memory_used_mib=others[gpu.index]) for gpu in host.gpus)
-    if "mem" in sample:
-        busy, total = sample["mem"]
+    busy, total = sample.get("mem", (None, None))
+    if busy is not None and total is not None:
         return replace(host, gpus=gpus, memory_available_mib=max(0, total - busy) // MIB)
     return replace(host, gpus=gpus)
 

@@ -115,13 +115,14 @@ def _possible(spec: Spec, besides: Deployment | None = None) -> Planned:
 
 def _check_move(deployment: Deployment, old: Spec, new: Spec) -> None:
     """While servers run, they stay where they are."""
+    head = _head(new)
     moved = (old.where, old.port) != (new.where, new.port)
     if moved and deployment.fresh().state not in AT_REST:
         raise Problem(
             _("%(name)s runs, and another place or port needs it stopped.") % {"name": deployment.name},
             _("Stop it first, or clone it to have both."),
         )
-    others = Deployment.objects.filter(cluster__head=_head(new)).exclude(pk=deployment.pk)
+    others = Deployment.objects.filter(cluster__head=head).exclude(pk=deployment.pk)
     taken = next((other for other in others if other.port == new.port), None)
     if taken is not None:
         raise Problem(
@@ -154,3 +155,31 @@ def _keep(deployment: Deployment, spec: Spec, by: User | None, note: str) -> int
     Revision.objects.create(
         deployment=deployment, number=number, spec=spec.to_dict(), note=note[:200], created_by=by)
     return number
+
+
+class Applied(NamedTuple):
+    """What a specification of a file did: ``what`` is "created", "changed" or "unchanged"."""
+
+    deployment: Deployment
+    what: str
+    lines: list[Line]
+
+
+def check(spec: Spec) -> None:
+    """Raise the `Problem` that applying the specification would meet, as far as it can be known before."""
+    found = Deployment.objects.filter(name=spec.name).first()
+    _possible(spec, found)
+    if found is not None:
+        old = spec_of(found)
+        _check_move(found, old, replace(spec, port=spec.port or old.port))
+
+
+def apply(spec: Spec, by: User | None, note: str) -> Applied:
+    """Make the deployment of this name what the specification says: again is the same as once. Raises `Problem`."""
+    found = Deployment.objects.filter(name=spec.name).first()
+    if found is None:
+        return Applied(create(spec, by, note), "created", [])
+    old = spec_of(found)
+    if not change(found, spec, by, note):
+        return Applied(found, "unchanged", [])
+    return Applied(found, "changed", difference(old.to_dict(), spec_of(found).to_dict()))

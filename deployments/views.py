@@ -12,7 +12,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from deployments import rollout
+from deployments import plan_page, prediction, rollout
 from deployments.models import Deployment
 from deployments.states import SERVING, DeploymentState
 from nodes.models import Node, Run
@@ -48,7 +48,9 @@ def deployment(request: HttpRequest, name: str) -> HttpResponse:
         "sources": sources(told, replica.server if replica else None),
         "serving": found.state in SERVING,
         "at_rest": found.state in AT_REST,
-        "measured": measured(replica.measured if replica else {}),
+        "measured": {} if found.plan else measured(replica.measured if replica else {}),
+        "predicted": prediction.compared(found.plan, replica.measured if replica else {}),
+        "plan_words": plan_page.words_of_kept(found.plan),
         "options": sorted(found.options.items()),
         "base_url": request.build_absolute_uri("/v1"),
         "source": _("demo model SmolLM2-135M-Instruct") if found.model == Deployment.DEMO else found.model,

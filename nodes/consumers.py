@@ -16,9 +16,10 @@ from django.core.exceptions import ObjectDoesNotExist
 from controlplane import streams
 from controlplane.consumers import UNAUTHORIZED
 from nodes import logs
-from nodes.models import Job, Node
+from nodes.models import Job
 from nodes.remote.errors import HostProblem
 from nodes.states import JOB_ACTIVE
+from nodes.telemetry import live
 
 NOT_FOUND = 4404
 QUIET_MS = 1000
@@ -54,13 +55,51 @@ class StreamConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             await self.close(1013)  # "try again later": the page reconnects and goes on where it was
 
 
-class SampleConsumer(StreamConsumer):
-    """``/ws/samples/<node>``: JSON arrays of samples, first the kept hour, then live."""
+class TelemetryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """``/ws/telemetry[?of=s3,w3]``: the newest of these (of all), then what is new. `Mailbox.take` says how it looks.
 
-    async def pump(self) -> None:
-        node = await database_sync_to_async(Node.objects.get)(pk=self.scope["url_route"]["kwargs"]["node_id"])
-        async for batch in streams.follow_samples(self.redis, node.pk):
-            await self.send(text_data=json.dumps([sample for _, sample in batch]))
+    One frame a second at most, however many nodes there are.
+    """
+
+    async def connect(self) -> None:
+        await self.accept()
+        if not self.scope["user"].is_authenticated:
+            await self.close(UNAUTHORIZED)
+            return
+        self.task = asyncio.create_task(self._run())
+
+    async def disconnect(self, code: int) -> None:
+        if hasattr(self, "task"):
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        box: live.Mailbox | None = None
+        try:
+            box = await live.hub.open(self._wanted())
+            await self._send_all(box)
+        except (OSError, streams.RedisError):
+            await self.close(1013)
+        finally:
+            if box is not None:
+                live.hub.close(box)
+
+    async def _send_all(self, box: live.Mailbox) -> None:
+        failed = asyncio.ensure_future(live.hub.failed.wait())
+        try:
+            while True:
+                news = asyncio.ensure_future(box.take())
+                await asyncio.wait((news, failed), return_when=asyncio.FIRST_COMPLETED)
+                if failed.done():
+                    news.cancel()
+                    raise OSError("Redis is away")
+                await self.send(text_data=news.result())
+                await asyncio.sleep(live.PACE)
+        finally:
+            failed.cancel()
+
+    def _wanted(self) -> frozenset[str] | None:
+        asked = parse_qs(self.scope["query_string"].decode("latin-1")).get("of", [""])[0][:8000]
+        return frozenset(asked.split(",")) if asked else None
 
 
 class LogConsumer(StreamConsumer):

@@ -15,6 +15,9 @@ from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from nodes import states
 from nodes.facts import Facts
+from nodes.telemetry.models import Rollup
+
+__all__ = ["ArchivedLog", "Cluster", "Identity", "Job", "Node", "Rollup", "Run", "Step"]
 
 
 class Cluster(Lifecycle):

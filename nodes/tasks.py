@@ -15,6 +15,7 @@ from nodes import logs, runs, signals
 from nodes.models import Job
 from nodes.remote.errors import HostProblem
 from nodes.states import JOB_ACTIVE
+from nodes.telemetry import history
 
 log = logging.getLogger(__name__)
 _BUSY_SECONDS = 60
@@ -63,6 +64,12 @@ def keep_logs() -> None:
             logs.archive(job)
         except HostProblem as error:
             log.warning("the log of %s is not kept yet: %s", job, error)
+
+
+@shared_task
+def roll_up() -> None:
+    """Bring the longer history of what was measured up to date."""
+    history.roll_up()
 
 
 @shared_task

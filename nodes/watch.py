@@ -30,6 +30,7 @@ from nodes.remote.command import python
 from nodes.remote.errors import HostKeyChanged, HostProblem
 from nodes.remote.host import Channel
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
+from nodes.telemetry.filing import Filing
 
 log = logging.getLogger(__name__)
 OBSERVER = files("nodes.remote").joinpath("observer.py").read_text()
@@ -92,9 +93,9 @@ def _bounded(size: int) -> int:
 class Watcher(threading.Thread):
     """Watches one node until `stop`; connects again and again, with a pause that grows to 15 s."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, filing: Filing) -> None:
         super().__init__(name=f"watch-{node.name}", daemon=True)
-        self.node = node
+        self.node, self.filing = node, filing
         self.stopping = threading.Event()
         self._channel: Channel | None = None
         self._following: set[str] = set()
@@ -140,7 +141,7 @@ class Watcher(threading.Thread):
     def _observe(self) -> None:
         self.node.refresh_from_db()
         with open_host(self.node) as host:
-            channel = host.open(python("python3", OBSERVER))
+            channel = host.open(python("python3", OBSERVER, self.node.root_dir))
             try:
                 self._note_found()
                 with self._lock:
@@ -176,8 +177,10 @@ class Watcher(threading.Thread):
             self._file_log(channel, message["log"], message["at"], data)
         elif "end" in message:
             self._file_end(message)
+        elif "who" in message:
+            self.filing.add_holders(self.node.pk, message["who"])
         else:
-            streams.add_sample(self.node.pk, message["sample"])
+            self.filing.add_sample(self.node.pk, message["sample"])
 
     def _file_log(self, channel: Channel, job_id: str, at: int, data: bytes) -> None:
         stands_at = streams.append(streams.log_key(job_id), at, data)
@@ -219,9 +222,11 @@ class Watch:
         self.watchers: dict[int, Watcher] = {}
         self.clusters = ClusterWatch()
         self.stopping = threading.Event()
+        self.filing = Filing()
 
     def run(self) -> None:
         """Until `stop`. A database or Redis that is away is waited for."""
+        self.filing.start()
         while not self.stopping.is_set():
             try:
                 self.turn()
@@ -234,6 +239,7 @@ class Watch:
         for watcher in self.watchers.values():
             watcher.stop()
         self.clusters.stop()
+        self.filing.stop()
 
     def stop(self) -> None:
         self.stopping.set()
@@ -241,7 +247,9 @@ class Watch:
     def turn(self) -> None:
         """One look at everything: who watches what, what is followed, what is unfinished."""
         known = Node.objects.exclude(host_key="", kind=Node.Kind.SSH).select_related("jump", "bastion")
-        mine = {node.pk: node for node in known if self._lease(node)}
+        nodes = list(known.defer("facts_json", "jump__facts_json"))
+        held = self._leases([node.pk for node in nodes])
+        mine = {node.pk: node for node in nodes if node.pk in held}
         for gone in self.watchers.keys() - mine.keys():
             self.watchers.pop(gone).stop()
         wanted: dict[int, dict[str, str]] = {pk: {} for pk in mine}
@@ -259,19 +267,27 @@ class Watch:
     def _watcher(self, node: Node) -> Watcher:
         watcher = self.watchers.get(node.pk)
         if watcher is None or not watcher.is_alive():
-            watcher = self.watchers[node.pk] = Watcher(node)
+            watcher = self.watchers[node.pk] = Watcher(node, self.filing)
             watcher.start()
         return watcher
 
-    def _lease(self, node: Node) -> bool:
-        """Take or renew the lease of a node; one watch process holds it at a time."""
-        key = f"watch:lease:{node.pk}"
-        if streams.client().set(key, self.name, nx=True, ex=LEASE_SECONDS):
-            return True
-        if streams.client().get(key) != self.name.encode():
-            return False
-        streams.client().expire(key, LEASE_SECONDS)
-        return True
+    def _leases(self, nodes: list[int]) -> set[int]:
+        """Take or renew the leases of nodes; one watch process holds one at a time. Returns those that it has."""
+        if not nodes:
+            return set()
+        keys = [f"watch:lease:{node}" for node in nodes]
+        pipe = streams.client().pipeline(transaction=False)
+        for key in keys:
+            pipe.set(key, self.name, nx=True, ex=LEASE_SECONDS)
+        pipe.mget(keys)
+        *_, holders = pipe.execute()
+        held = zip(nodes, keys, holders, strict=True)
+        ours = [(node, key) for node, key, holder in held if holder == self.name.encode()]
+        renew = streams.client().pipeline(transaction=False)
+        for _node, key in ours:
+            renew.expire(key, LEASE_SECONDS)
+        renew.execute()
+        return {node for node, _key in ours}
 
     def _tick(self) -> None:
         if not streams.client().set("watch:tick", self.name, nx=True, px=900):
@@ -280,6 +296,7 @@ class Watch:
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
             tasks.send(tasks.keep_logs)
+            tasks.send(tasks.roll_up)
         for receiver, answer in signals.tick.send_robust(Watch):
             if isinstance(answer, Exception):
                 log.error("%s failed on a tick", receiver, exc_info=answer)

@@ -32,7 +32,9 @@ FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
 def deployed(name: str = "tiny", port: int = 9, state: str = "ready") -> Deployment:
     node, _ = Node.objects.get_or_create(name="here", kind=Node.Kind.LOCAL, address="127.0.0.1")
     cluster, _ = Cluster.objects.get_or_create(name="c", head=node)
-    return Deployment.objects.create(name=name, model="/m", cluster=cluster, port=port, state=state)
+    one = Deployment.objects.create(name=name, model="/m", cluster=cluster, port=port, state=state)
+    one.replicas.create(number=1, node=node, port=port, state=state)
+    return one
 
 
 @pytest.fixture

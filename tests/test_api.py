@@ -103,6 +103,12 @@ def test_a_deployment_is_made_named_again_and_deleted(node: Node) -> None:
     made = program.call("POST", "deployments", **new)
     assert (made.status_code, made.json()["state"], made.json()["options"]) == (201, "draft", {"max-model-len": 4096})
     assert "exists already" in error_of(program.call("POST", "deployments", **new), 409)
+    changed = program.call("PUT", "deployments/tiny", **new | {"options": {"max-model-len": 2048}})
+    assert changed.json()["options"] == {"max-model-len": 2048}
+    kept = program.get("/api/deployments/tiny/revisions").json()["items"]
+    assert [(one["number"], one["spec"]["options"]["max-model-len"]) for one in kept] == [(2, 2048), (1, 4096)]
+    assert program.call("POST", "deployments/tiny/revisions/1/restore").json()["options"] == {"max-model-len": 4096}
+    assert "no revision 9" in error_of(program.call("POST", "deployments/tiny/revisions/9/restore"), 409)
     assert program.call("POST", "deployments/tiny/aliases", name="org/gpt-4o").json()["aliases"] == ["org/gpt-4o"]
     assert program.delete("/api/deployments/tiny/aliases?name=org/gpt-4o").status_code == 204
     assert program.get("/api/deployments/tiny").json()["aliases"] == []
@@ -118,12 +124,22 @@ def test_a_deployment_starts_and_stops(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"name": "Tiny"}, "name:"), ({"name": "../x"}, "name:"), ({"model": "m"}, "model:"), ({"port": 80}, "port:"),
+    ({"name": "Tiny"}, "name:"), ({"name": "../x"}, "name:"), ({"port": 80}, "port:"),
     ({"model": "/m\0"}, "model:"), ({"node": "x" * 64}, "node:"), ({"options": [1]}, "options:"),
 ])
 def test_what_does_not_fit_is_named(change: dict[str, Any], said: str, node: Node) -> None:
     new = {"name": "tiny", "model": "/m", "node": "gpu-1"} | change
     assert said in error_of(Program().call("POST", "deployments", **new), 422)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"model": "m"}, "neither demo"), ({"node": ""}, "needs a place"), ({"node": "none"}, "no node none"),
+    ({"options": {"api-key": "x"}}, "api-key"), ({"name": "new"}, "cannot be a deployment's name"),
+])
+def test_what_cannot_be_is_said_as_on_the_page(change: dict[str, Any], said: str, node: Node) -> None:
+    new = {"name": "tiny", "model": "/m", "node": "gpu-1"} | change
+    assert said in error_of(Program().call("POST", "deployments", **new), 409)
+    assert not Deployment.objects.exists()
 
 
 def test_a_host_key_is_shown_and_then_registers_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from schemathesis.specs.openapi.checks import (
 
 from controlplane.problems import Problem
 from controlplane.rest import api
+from deployments import planning
 from deployments.models import Deployment
 from nodes import registration
 from nodes.models import Cluster, Job, Node, Run
@@ -54,6 +55,7 @@ def program(db: None, monkeypatch: pytest.MonkeyPatch) -> Program:
 
     monkeypatch.setattr(registration, "offered_key", away)
     monkeypatch.setattr(registration, "register", away)
+    monkeypatch.setattr(planning, "model_files", away)
     node = Node.objects.create(name="gpu-1", kind=Node.Kind.LOCAL, address="127.0.0.1", root="/nowhere")
     cluster = Cluster.objects.create(name="c", head=node)
     Deployment.objects.create(name="tiny", model="/m", cluster=cluster, port=20900)
@@ -79,7 +81,8 @@ def test_no_request_is_too_much(method: str, path: str, mode: GenerationMode, pr
     schema.app = WSGIHandler()
     operation = schema[path][method.upper()]
     there = THERE.get(path.split("/")[2])
-    parts = {part: there for part in ("name", "id") if f"{{{part}}}" in path}
+    known = {"name": there, "id": there, "number": 1}
+    parts = {part: value for part, value in known.items() if f"{{{part}}}" in path}
     drawn: list[Any] = [operation.as_strategy(generation_mode=mode)]
     if parts:
         drawn.append(operation.as_strategy(generation_mode=mode, path_parameters=parts))

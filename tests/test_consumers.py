@@ -24,6 +24,7 @@ from nodes.remote import job as remote_job
 from nodes.remote.command import script
 from nodes.remote.local import LocalHost
 from nodes.states import JobState
+from nodes.telemetry import store
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
 
@@ -140,12 +141,30 @@ async def test_of_a_long_log_the_recent_part_is_sent_first(job: Job, cookie: str
         assert len(await received(opened, 1 << 20, first=skipped[1])) == 1 << 20
 
 
-async def test_samples_are_replayed_and_live(job: Job, cookie: str) -> None:
-    await asyncio.to_thread(streams.add_sample, job.node_id, {"t": 1})
-    async with socket(f"/ws/samples/{job.node_id}", cookie) as opened:
-        assert json.loads(await opened.receive_from(timeout=5)) == [{"t": 1}]
-        await asyncio.to_thread(streams.add_sample, job.node_id, {"t": 2})
-        assert json.loads(await opened.receive_from(timeout=5)) == [{"t": 2}]
+async def test_the_newest_samples_come_first_and_then_what_is_new(job: Job, cookie: str) -> None:
+    one = job.node_id
+    await asyncio.to_thread(measured, (one, "s", 1), (one, "w", []), (7, "e", 3))
+    async with socket("/ws/telemetry", cookie) as whole, socket(f"/ws/telemetry?of=s{one}", cookie) as part:
+        assert await told(whole) == {"s": {str(one): 1}, "w": {str(one): []}, "e": {"7": 3}, "skipped": 0}
+        assert (await told(part))["s"] == {str(one): 1}
+        await asyncio.sleep(0.1)  # the hub's first read of Redis has no answer to wait for
+        await asyncio.to_thread(measured, (one, "s", 2), (7, "e", 4))
+        assert await told(whole) == {"s": {str(one): 2}, "w": {}, "e": {"7": 4}, "skipped": 0}
+        assert await told(part) == {"s": {str(one): 2}, "w": {}, "e": {}, "skipped": 0}
+
+
+def measured(*entries: tuple[int, str, Any]) -> None:
+    store.add(store.Entry(number, kind, json.dumps(value)) for number, kind, value in entries)
+
+
+async def test_a_page_that_is_slow_is_sent_the_newest_and_told_what_it_missed(job: Job, cookie: str) -> None:
+    await asyncio.to_thread(measured, (job.node_id, "s", 1))
+    async with socket("/ws/telemetry", cookie) as opened:
+        assert (await told(opened))["s"] == {str(job.node_id): 1}
+        await asyncio.sleep(0.1)
+        for value in (2, 3, 4):
+            await asyncio.to_thread(measured, (job.node_id, "s", value))
+        assert await told(opened) == {"s": {str(job.node_id): 4}, "w": {}, "e": {}, "skipped": 2}
 
 
 async def test_a_change_is_poked_to_every_page(job: Job, cookie: str) -> None:
@@ -156,7 +175,7 @@ async def test_a_change_is_poked_to_every_page(job: Job, cookie: str) -> None:
             assert await page.receive_json_from(timeout=5) == {"changed": f"job:{job.pk}"}
 
 
-@pytest.mark.parametrize("path", ["/ws/pokes", "/ws/samples/1", "/ws/log/00000000-0000-0000-0000-000000000000"])
+@pytest.mark.parametrize("path", ["/ws/pokes", "/ws/telemetry", "/ws/log/00000000-0000-0000-0000-000000000000"])
 async def test_a_stranger_gets_nothing(path: str, valkey: str) -> None:
     async with socket(path, "") as opened:
         closing = await opened.receive_output(timeout=5)

@@ -13,7 +13,6 @@ from django.urls import reverse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane import streams
 from controlplane.problems import Problem
 from deployments import model_files, planning
 from deployments.forms import initial, parse_flags, written_flags
@@ -21,6 +20,7 @@ from deployments.models import Deployment
 from deployments.spec import Spec
 from nodes.models import Cluster, Node
 from nodes.remote.local import LocalHost
+from nodes.telemetry import store
 from tests.plans import HERE
 from tests.test_pages import signed_in, text_of
 
@@ -138,14 +138,18 @@ def test_viewers_may_not_plan(four: Cluster) -> None:
 # --- what it stands on ---
 
 
+def say(node: Node, sample: dict[str, Any]) -> None:
+    store.add([store.Entry(node.pk, "s", json.dumps(sample))])
+
+
 def test_memory_of_this_second_goes_before_the_facts(valkey: str, four: Cluster) -> None:
     node = four.head
-    streams.add_sample(node.pk, {"t": time.time(), "mem": [1, 2], "gpus": [{"i": 0, "used": 5000.0, "total": 23028.0}]})
+    say(node, {"t": time.time(), "mem": [1, 2], "gpus": [[0, 5000, 23028, 1, 50, 60]]})
     ground = planning.ground([node])
     assert ground.live
     assert ground.hosts[0].gpus[0].memory_used_mib == 5000
 
-    streams.add_sample(node.pk, {"t": time.time() - 3600, "mem": [1, 2], "gpus": []})
+    say(node, {"t": time.time() - 3600, "mem": [1, 2], "gpus": []})
     ground = planning.ground([node])
     assert not ground.live
     assert ground.hosts[0].gpus[0].memory_used_mib == 0

@@ -28,7 +28,7 @@ MEGABYTE = 1024 * 1024
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     """A client of a gateway with one model that is served, and one in each other state."""
-    states = ("draft", "rolling_out", "stopping", "stopped", "failed")
+    states = ("draft", "rolling_out", "stopping", "stopped", "failed", "ready", "degraded")
     async with stand_in(upstream.chat) as server:
         world = World(m=server.port, **{state: state for state in states})
         async with client_of(world.gateway()) as client:
@@ -89,7 +89,7 @@ async def test_a_name_that_no_model_has_is_a_404_that_lists_what_is_running(name
     assert len(error["message"]) < 300
 
 
-@pytest.mark.parametrize("state", ["draft", "rolling_out", "stopping", "stopped", "failed"])
+@pytest.mark.parametrize("state", ["draft", "rolling_out", "stopping", "stopped", "failed", "ready", "degraded"])
 async def test_a_model_that_is_not_running_is_a_503_with_a_next_step(state: str, http: httpx.AsyncClient) -> None:
     answer = await http.post(CHAT, json=prompt(state))
     error = error_of(answer, 503)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -66,6 +67,7 @@ class Observer:
         self.logs: dict[str, bytes] = {}
         self.ends: dict[str, dict[str, Any]] = {}
         self.samples: list[dict[str, Any]] = []
+        self.who: list[list[list[Any]]] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -79,6 +81,8 @@ class Observer:
                 self.logs[message["log"]] = so_far + data
             elif "end" in message:
                 self.ends[message["end"]] = message
+            elif "who" in message:
+                self.who.append(message["who"])
             else:
                 self.samples.append(message["sample"])
 
@@ -189,23 +193,29 @@ def test_memory_and_cpu_are_sampled_once_a_second(host: Host, observer: Observer
     used, total = last["mem"]
     assert 0 < used < total
     assert 0 <= last["cpu"] <= 100
+    assert 0 < last["disk"][0] < last["disk"][1]
     assert 0.8 < (last["t"] - first["t"]) / (len(observer.samples) - 1) < 1.5
 
 
 def test_gpus_are_sampled_through_nvidia_smi(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = tmp_path / "bin" / "nvidia-smi"
     stand_in.parent.mkdir()
-    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs once a second\nwhile :; do\n"
-                        "echo '0, 21100, 23028, 74, 63, 139.2'; echo '1, 0, 23028, [N/A], 40, 15.0'; sleep 1; done\n")
+    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs and a process once a second\n"
+                        "while :; do case $1 in *compute*) printf 'GPU-b, %s, 512\\n' $PPID;;\n"
+                        "*) echo '0, 21100, 23028, 74, 63, 139.2, GPU-a'\n"
+                        "echo '1, 0, 23028, [N/A], 40, 15.0, GPU-b';;\n"
+                        "esac; sleep 1; done\n")
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
-    watching = Observer(LocalHost())
-    until(lambda: watching.samples and len(watching.samples[-1]["gpus"]) == 2)
+    monkeypatch.setenv("QD_JOB", "/root/jobs/a-job")
+    watching = Observer(LocalHost(), "/", "--api-key", "hunter2")
+    until(lambda: watching.samples and len(watching.samples[-1]["gpus"]) == 2 and any(watching.who))
     watching.close()
-    assert watching.samples[-1]["gpus"] == [
-        {"i": 0, "used": 21100.0, "total": 23028.0, "util": 74.0, "temp": 63.0, "power": 139.2},
-        {"i": 1, "used": 0.0, "total": 23028.0, "util": None, "temp": 40.0, "power": 15.0},
-    ]
+    assert watching.samples[-1]["gpus"] == [[0, 21100, 23028, 74, 63, 139.2], [1, 0, 23028, None, 40, 15]]
+    (gpu, pid, used, user, command, job), = watching.who[-1]
+    assert (gpu, used, user, job) == (1, 512, getpass.getuser(), "a-job")
+    assert pid
+    assert command.startswith("python3 -c")
 
 
 def test_the_observer_ends_with_its_connection(host: Host, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from nodes.remote import job as remote_job
 from nodes.remote.command import script
 from nodes.remote.errors import HostKeyChanged, SignInRefused, Unreachable
 from nodes.states import JobState, NodeState, RunState
+from nodes.telemetry import store
+from nodes.telemetry.filing import Filing
 from nodes.watch import Watch, Watcher
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd, keygen
@@ -167,7 +169,7 @@ def test_watch_says_that_a_node_is_gone_and_that_it_is_back(server: Sshd, monkey
     node = register(server)
     runs.advance(node_run(node))
     server.stop()
-    watcher = Watcher(node)
+    watcher = Watcher(node, Filing())
     watcher.start()
     wait_for_state(node, NodeState.UNREACHABLE)
     assert "nothing listens on this port" in node.fresh().reason
@@ -182,8 +184,9 @@ def test_a_log_arrives_although_watch_was_there_before_the_facts(server: Sshd) -
     watching = Watch()
     watching.turn()
     deadline = time.monotonic() + 20
-    while not streams.last_samples([node.pk]):
+    while not store.newest_of_nodes([node.pk]):
         assert time.monotonic() < deadline
+        watching.filing.flush()
         time.sleep(0.05)
     runs.advance(node_run(node))
     job = Job.objects.create(node=node.fresh(), name="talk", state=JobState.RUNNING)

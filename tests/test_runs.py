@@ -25,6 +25,7 @@ from nodes.remote.errors import CommandFailed, Unreachable
 from nodes.remote.local import LocalHost
 from nodes.runs import Done, StepKind, Story, Waiting
 from nodes.states import JobState, RunState
+from nodes.telemetry.filing import Filing
 from nodes.watch import Frames, Watch, Watcher
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
@@ -306,7 +307,7 @@ def test_patience_with_a_host_begins_with_its_first_failure(node: Node, valkey: 
 
 def test_a_node_has_no_say_over_another_nodes_jobs(node: Node, valkey: str) -> None:
     job = Job.objects.create(node=node, name="talk", state=JobState.RUNNING)
-    other = Watcher(Node(pk=77, name="other", kind=Node.Kind.LOCAL, root="/nowhere"))
+    other = Watcher(Node(pk=77, name="other", kind=Node.Kind.LOCAL, root="/nowhere"), Filing())
     channel = LocalHost().open(script("cat"))
     forged = {"log": str(job.pk), "at": 0, "size": 3}
     other._file(channel, forged, b"lie")

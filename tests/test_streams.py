@@ -69,23 +69,6 @@ async def test_following_delivers_what_is_there_and_what_comes() -> None:
         await following.aclose()
 
 
-async def test_samples_are_replayed_and_then_live() -> None:
-    streams.add_sample(7, {"t": 1.0})
-    streams.add_sample(7, {"t": 2.0})
-    async with streams.async_client() as connection:
-        following = streams.follow_samples(connection, 7)
-        assert [sample["t"] for _, sample in await anext(following)] == [1.0, 2.0]
-        await asyncio.to_thread(streams.add_sample, 7, {"t": 3.0})
-        assert [sample["t"] for _, sample in await anext(following)] == [3.0]
-        await following.aclose()
-
-
-def test_the_newest_sample_of_many_nodes_comes_in_one_round_trip() -> None:
-    streams.add_sample(1, {"t": 1.0})
-    streams.add_sample(1, {"t": 2.0})
-    assert streams.last_samples([1, 2]) == {1: {"t": 2.0}}
-
-
 def test_a_server_that_is_away_is_an_error_and_not_silence(settings: object) -> None:
     streams.client.cache_clear()
     settings.REDIS_URL = "unix:///nowhere/valkey.sock"  # type: ignore[attr-defined]

@@ -36,6 +36,9 @@ NOT_SERVED: Mapping[str, tuple[Text, int]] = {
         _("The model “{name}” is starting. Try again in a moment; its page shows how far it is."),
         10,
     ),
+    **dict.fromkeys(  # although the deployment serves: none of its servers does at this moment
+        SERVING, (_("No server of the model “{name}” answers at the moment. Try again soon; its page says more."), 5)
+    ),
     DeploymentState.STOPPING: (
         _("The model “{name}” is being stopped. Start its deployment again on its page."),
         30,
