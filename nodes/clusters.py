@@ -48,7 +48,7 @@ def create(name: str, head: Node, others: Sequence[Node], network: str = "", por
     except IntegrityError as error:
         raise Problem(
             _("A cluster named %(name)s exists already.") % {"name": name}, _("Choose another name.")) from error
-    return made
+    return made.fresh()
 
 
 def of_node(node: Node) -> Cluster:
