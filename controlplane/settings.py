@@ -218,6 +218,12 @@ METRICS_STREAM_SAMPLES = number("METRICS_STREAM_SAMPLES", 3600)
 TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 #: The package index nodes install from; empty: whatever pip on the node is configured for.
 PIP_INDEX = os.environ.get("PIP_INDEX", "")
+#: An index asked besides it.
+PIP_EXTRA_INDEX = os.environ.get("PIP_EXTRA_INDEX", "")
+#: Wheels for nodes without a network are kept here (``manage.py wheels`` fetches them) and pushed over SFTP.
+WHEELHOUSE = Path(os.environ.get("QUARTERDECK_WHEELHOUSE") or VAR_DIR / "wheels")
+#: Miniconda's or Miniforge's installer, a URL or a path on the nodes, where a node is prepared with conda.
+CONDA_INSTALLER = os.environ.get("CONDA_INSTALLER", "")
 #: Where models are downloaded from unless the Models page names a mirror.
 HF_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 MODELSCOPE_ENDPOINT = os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"

@@ -14,10 +14,9 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from nodes import states
+from nodes.candidates import Batch, Candidate
 from nodes.facts import Facts
 from nodes.telemetry.models import Rollup
-
-__all__ = ["ArchivedLog", "Cluster", "Identity", "Job", "Node", "Rollup", "Run", "Step"]
 
 
 class Cluster(Lifecycle):
@@ -103,6 +102,7 @@ class Node(Lifecycle):
     sudo_password = EncryptedField(blank=True, default="")  # kept only if the operator says so
     labels = models.JSONField(default=list, blank=True)  # short words, for filters
     root = models.CharField(max_length=255, blank=True)  # absolute; empty: ~/.quarterdeck of the user
+    preparation = EncryptedField(blank=True, default="")  # `nodes.options.Options`; an index may have a password
     facts_json = models.JSONField(default=dict, blank=True)
     facts_at = models.DateTimeField(null=True, blank=True)
     cluster = models.ForeignKey(Cluster, null=True, blank=True, on_delete=models.SET_NULL, related_name="nodes")
@@ -248,3 +248,9 @@ class ArchivedLog(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} {self.start}–{self.end}"
+
+
+from nodes.together import ClusterKey, Link  # noqa: E402  (they name the models above)
+
+__all__ = ["ArchivedLog", "Bastion", "Batch", "Candidate", "Cluster", "ClusterKey", "Identity", "Job", "Link", "Node",
+           "Rollup", "Run", "Step"]

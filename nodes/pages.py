@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.templatetags.deck import gib, mib_as_gib
 from nodes import runs
-from nodes.facts import Facts
+from nodes.facts import Facts, Interface
 from nodes.models import Job, Node, Run, Step
 
 Text = str | Promise
@@ -145,10 +145,17 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Memory"), _of(facts.memory_available, facts.memory_total)),
         ("/dev/shm", f"{gib(facts.shm_total)} GiB" if facts.shm_total else ""),  # noqa: S108  (shown, not used)
         (_("Disk"), _of(facts.disk_free, facts.disk_total)),
+        (_("Disks"), "\n".join(f"{disk.mount}: {_of(disk.free, disk.total)}" for disk in facts.disks[:6])),
         ("GPU", _gpus(facts)),
-        (_("Driver"), facts.gpus[0].driver if facts.gpus else ""),
-        ("Python", facts.python),
+        (_("GPU links"), ", ".join(facts.gpu_links)),
+        (_("Driver"), _driver(facts)),
+        (_("Other accelerators"), _others(facts)),
+        (_("Network"), "\n".join(map(_interface, facts.interfaces[:6]))),
+        (_("Name resolves to"), facts.hostname_address),
+        (_("Clock"), _clock(facts)),
+        ("Python", ", ".join(dict.fromkeys(one.version for one in facts.pythons)) or facts.python),
         (_("Environment"), _environment(facts)),
+        (_("Fingerprint"), facts.environment.fingerprint),
         (_("Models"), ", ".join(facts.models)),
         (_("Directory"), node.root_dir if facts.home or node.root else ""),
     ]
@@ -165,6 +172,30 @@ def _cpu(facts: Facts) -> str:
 def _gpus(facts: Facts) -> str:
     kinds = Counter((gpu.name, gpu.memory_total_mib) for gpu in facts.gpus)
     return ", ".join(f"{count} × {name}, {mib_as_gib(size)} GiB" for (name, size), count in kinds.items())
+
+
+def _driver(facts: Facts) -> str:
+    driver = facts.gpus[0].driver if facts.gpus else ""
+    return str(_("%(driver)s, CUDA up to %(cuda)s") % {"driver": driver, "cuda": facts.cuda}) if facts.cuda else driver
+
+
+def _others(facts: Facts) -> str:
+    """Accelerators that are recognised and cannot be used."""
+    makers = {"amd": "AMD", "ascend": "Huawei Ascend"}
+    names = list(facts.accelerator_names) or [makers[maker] for maker in facts.accelerators if maker in makers]
+    named = ", ".join(f"{count} × {name}" for name, count in Counter(names).items())
+    return str(_("%(names)s, not supported yet") % {"names": named}) if named else ""
+
+
+def _interface(one: Interface) -> str:
+    speed = f"{one.mbits / 1000:g} Gbit/s" if one.mbits else ""
+    return ", ".join(filter(None, [f"{one.name} {one.address}", speed]))
+
+
+def _clock(facts: Facts) -> str:
+    if not facts.clock:
+        return ""
+    return str(_("right") if abs(facts.clock_offset) < 0.05 else _("%(offset)+.1f s") % {"offset": facts.clock_offset})
 
 
 def _of(free: int, total: int) -> str:

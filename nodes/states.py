@@ -30,6 +30,20 @@ NODE_TRANSITIONS = following(
 )
 
 
+class CandidateState(StrEnum):
+    """A server on its way to become a node."""
+
+    ASKING = "asking"  # for its host key
+    OFFERED = "offered"  # a person has to compare it
+    APPROVED = "approved"  # being registered
+    REGISTERED = "registered"
+    FAILED = "failed"
+
+
+CANDIDATE_TRANSITIONS = following(
+    asking="offered failed", offered="approved failed", approved="registered failed", failed="asking")
+
+
 class ClusterState(StrEnum):
     STOPPED = "stopped"
     STARTING = "starting"

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import logs, preparation, registration
-from nodes.forms import NodeForm
+from nodes import logs, preparation, registration, removal
 from nodes.models import Job, Node, Run
 from nodes.pages import fact_rows, fingerprint, key_file, sources, stories
 from nodes.preflight import findings
-
-PENDING = "pending_node"
-PENDING_SECONDS = 600
-
-
-class Pending(TypedDict):
-    """A registration that waits for the host key to be approved; the login is sealed."""
-
-    login: str
-    name: str
-    address: str
-    port: int
-    user: str
-    key_line: str
-    key_type: str
-    fingerprint: str
-    at: float
 
 
 @require_safe
@@ -64,80 +45,6 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
         "offered_file": key_file(found.offered_host_key),
     }
     return render(request, "nodes/detail.html", page)
-
-
-@require_http_methods(["GET", "POST"])
-@role_required(OPERATOR)
-def new(request: SignedIn) -> HttpResponse:
-    """Ask where the server is; then ask its host key and go on to the page that shows it."""
-    # Back from the fingerprint, everything but the secrets is still there.
-    form = NodeForm(request.POST or None, initial=_pending(request))
-    if request.method == "POST" and form.is_valid():
-        try:
-            request.session[PENDING] = _offer(form.login())
-            return redirect("node-approve")
-        except Problem as problem:
-            form.problem = problem
-    return render(request, "nodes/new.html", {"form": form}, status=409 if form.is_bound else 200)
-
-
-def _offer(login: registration.Login) -> Pending:
-    key = registration.offered_key(login)
-    return Pending(
-        login=login.seal(),
-        name=login.name,
-        address=login.address,
-        port=login.port,
-        user=login.user,
-        key_line=key.line,
-        key_type=key.type,
-        fingerprint=key.fingerprint,
-        at=time.time(),
-    )
-
-
-@require_http_methods(["GET", "POST"])
-@role_required(OPERATOR)
-def approve(request: SignedIn) -> HttpResponse:
-    """Show the fingerprint; on approval pin exactly this key and register the node."""
-    pending = _pending(request)
-    if pending is None:
-        raise Problem(
-            _("No host key waits for approval: an unfinished registration is forgotten after 10 minutes."),
-            _("Fill in the registration form again."),
-        )
-    if request.method != "POST":
-        return render(request, "nodes/approve.html", _approval(pending))
-    if request.POST.get("fingerprint") != pending["fingerprint"]:
-        raise Problem(
-            _("Another registration was begun meanwhile; the fingerprint on this page waits no more."),
-            _("Open the page again and compare the fingerprint it shows now."),
-        )
-    return _register(request, pending)
-
-
-def _pending(request: HttpRequest) -> Pending | None:
-    """The registration that waits; one that waited for too long is dropped."""
-    pending: Pending | None = request.session.get(PENDING)
-    if pending is None or time.time() - pending["at"] <= PENDING_SECONDS:
-        return pending
-    del request.session[PENDING]
-    return None
-
-
-def _approval(pending: Pending) -> dict[str, Any]:
-    return {"pending": pending, "key_file": key_file(pending["key_line"])}
-
-
-def _register(request: SignedIn, pending: Pending) -> HttpResponse:
-    try:
-        login = registration.Login.unseal(pending["login"], ttl=PENDING_SECONDS)
-        registered = registration.register(login, pending["key_line"], request.user)
-    except Problem as problem:
-        return render(request, "nodes/approve.html", _approval(pending) | {"problem": problem}, status=409)
-    del request.session[PENDING]
-    messages.success(request, _("%(name)s is registered. Its key is pinned.") % {"name": registered.name})
-    return redirect(registered)
 
 
 @require_POST
@@ -174,7 +81,7 @@ def approve_key(request: SignedIn, name: str) -> HttpResponse:
 @role_required(ADMIN)
 def remove(request: SignedIn, name: str) -> HttpResponse:
     found = get_object_or_404(Node, name=name)
-    registration.forget(found, request.user)
+    removal.forget(found, request.user)
     messages.success(request, _("%(name)s is removed from Quarterdeck.") % {"name": name})
     return go(request, "nodes")
 

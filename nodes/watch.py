@@ -296,6 +296,7 @@ class Watch:
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
             tasks.send(tasks.keep_logs)
+            tasks.send(tasks.sweep_batches)
             tasks.send(tasks.roll_up)
         for receiver, answer in signals.tick.send_robust(Watch):
             if isinstance(answer, Exception):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,36 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def ended(place: Path) -> Callable[[], bool]:
     return (place / "exit").exists
+
+
+def test_a_start_that_is_said_twice_at_once_leaves_the_files_of_the_running_job_alone(host: Host, place: Path) -> None:
+    """The second one comes over a slow line: half of it is there when the job reads its files."""
+    text = 'until [ -e go ]; do sleep 0.05; done; sha256sum < data'
+    data = b"0123456789abcdef" * 65536
+    work = command("sh", "-c", text, cwd=str(place)).with_files({"data": data})
+    content = {"run": job.run_script(work), "runner": job._RUNNER, **work.files}
+    slow = subprocess.Popen(["sh", "-euc", job._LAUNCH, "sh", str(place)], stdin=subprocess.PIPE)
+    assert slow.stdin is not None
+    with slow:
+        until(lambda: unpacks(slow.pid))
+        job.start(host, str(place), work)
+        runner(place)
+        archive = job._tar({"data": data, **content})
+        slow.stdin.write(archive[: len(data) // 2])
+        slow.stdin.flush()
+        until(lambda: [path for path in place.rglob("data") if 0 < path.stat().st_size < len(data)])
+        (place / "go").touch()
+        until(ended(place))
+        slow.stdin.write(archive[len(data) // 2 :])
+    assert slow.returncode == 0
+    assert (place / "log").read_text().split()[0] == hashlib.sha256(data).hexdigest()
+    assert list(place.glob("new.*")) == []
+
+
+def unpacks(shell: int) -> bool:
+    """Whether the shell's child is tar."""
+    children = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+    return any(Path(f"/proc/{child}/comm").read_text() == "tar\n" for child in children)
 
 
 def runner(place: Path) -> int:

@@ -274,7 +274,7 @@ def test_a_launch_that_failed_does_not_keep_the_next_run_waiting(
         patched.setattr(remote_job, "start", full_disk)
         runs.advance(run.pk)
     assert run.fresh().state == RunState.FAILED
-    assert "No space left on device" in run.fresh().reason
+    assert "The disk of here is full" in run.fresh().reason
     advance_until(begin(node, "one"), RunState.DONE)
 
 
@@ -349,3 +349,31 @@ def test_each_change_of_state_left_an_event(node: Node, watch: Watch) -> None:
     events = Event.objects.filter(subject=run.subject).order_by("pk")
     assert [(event.old, event.new) for event in events] == [("waiting", "running"), ("running", "done")]
     close_old_connections()
+
+
+def test_a_run_is_advanced_by_one_worker_at_a_time_for_as_long_as_it_takes(
+    node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_LEASE_SECONDS", 1)
+    begun: list[int] = []
+
+    def slowly(run_id: int) -> None:
+        begun.append(run_id)
+        if len(begun) == 1:
+            time.sleep(2)
+            tasks.advance_run(run_id)  # as another worker would: the lease of a second is held all the same
+
+    monkeypatch.setattr(runs, "advance", slowly)
+    again: list[int] = []
+    monkeypatch.setattr(tasks, "send", lambda task, run_id: again.append(run_id))
+    tasks.advance_run(7)
+    assert (begun, again) == ([7], [7])
+    tasks.advance_run(7)
+    assert begun == [7, 7]
+
+
+def test_a_killed_worker_holds_a_run_up_for_seconds(node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[float] = []
+    monkeypatch.setattr(runs, "advance", lambda run_id: held.append(streams.client().ttl(f"advancing:{run_id}")))
+    tasks.advance_run(7)
+    assert 0 < held[0] < 10, "whoever dies now leaves the lease behind for so long"

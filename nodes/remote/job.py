@@ -22,12 +22,17 @@ from typing import Literal
 from nodes.remote.command import Command, python, quote, script
 from nodes.remote.host import Host, ask
 
+# What arrives is moved into place whole: the job may have been started by somebody else meanwhile, and reads its files.
 _LAUNCH = """
 umask 077
 mkdir -p "$1"
 cd "$1"
 if [ -e started ]; then exec cat >/dev/null; fi
-tar -xf -
+new=new.$$
+trap 'rm -rf "$new"' EXIT
+mkdir "$new"
+said=$(tar -xf - -C "$new" 2>&1) || { echo "$said" | head -n 1 >&2; exit 1; }
+mv -f "$new"/* .
 setsid sh ./runner "$1" </dev/null >/dev/null 2>&1 &
 """
 
@@ -38,9 +43,10 @@ umask 077
 export QD_JOB="$1" PYTHONUNBUFFERED=1
 read -r _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ ticks _ < /proc/$$/stat
 read -r boot < /proc/sys/kernel/random/boot_id
+echo "   " > exit.new  # so that there is room for the status even when the disk is full by then
 echo "$$ $ticks $boot" > pid.new && mv pid.new pid
 sh ./run > log 2>&1 </dev/null
-echo $? > exit.new && mv exit.new exit
+printf '%3d' $? 1<> exit.new && mv exit.new exit
 """
 
 _SIGNAL = files("nodes.remote").joinpath("signal_job.py").read_text()

@@ -100,6 +100,7 @@ def test_an_address_that_cannot_be_reached(page: Page, server: Sshd) -> None:
     said = problem(page)
     assert "cannot be reached: nothing listens on this port." in said
     assert "Check the address and port" in said
+    page.get_by_role("link", name="Change the form").click()
     assert page.input_value("[name=name]") == "nobody"
     assert page.input_value("[name=private_key]") == ""
     expect_no_node(page, "nobody")
