@@ -11,8 +11,8 @@ from deployments.hub.views import hub, models
 from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
 from deployments.usage_views import usage, usage_csv
+from nodes.log_views import job_log
 from nodes.telemetry.views import recent, series
-from nodes.views import job_log
 
 urlpatterns = [
     path("", overview, name="overview"),
