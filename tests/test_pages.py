@@ -124,6 +124,7 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     read_only |= {"clusters", "cluster", "deployment-history", "deployment-export", "job-log", "models",
                   "nodes-between", "usage", "usage-csv"}  # fmt: skip
     read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
+    read_only |= {"node-flags"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
