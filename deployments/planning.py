@@ -20,11 +20,11 @@ from controlplane.problems import Problem
 from deployments import accepted, flags
 from deployments.model_files import model_files
 from deployments.models import Deployment, Replica
-from deployments.plan import HostSpec, ModelConfig, Plan, Wishes, plan
+from deployments.plan import GpuSpec, HostSpec, Layout, ModelConfig, Plan, Wishes, plan
 from deployments.plan.hosts import MIB
 from deployments.plan.result import Placement
 from deployments.spec import Spec
-from deployments.states import REPLICA_AT_REST, DeploymentState
+from deployments.states import AT_REST, REPLICA_AT_REST
 from nodes.models import Cluster, Node
 from nodes.states import NodeState
 from nodes.telemetry import store
@@ -32,8 +32,6 @@ from nodes.telemetry.sample import INDEX, USED
 
 #: A sample older than this many seconds says nothing of now; the facts do.
 _SAMPLE_SECONDS = 30
-#: States in which a deployment holds no GPU.
-AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
 _LANGUAGES = ("en", "zh-hans")
 
 
@@ -48,11 +46,12 @@ class Ground:
 
     @property
     def free(self) -> tuple[HostSpec, ...]:
-        """The hosts without the GPUs that other deployments have: Ray gives a GPU to one of them only."""
-        return tuple(
-            replace(host, gpus=tuple(gpu for gpu in host.gpus if (host.name, gpu.index) not in self.taken))
-            for host in self.hosts
-        )
+        """The hosts, with the GPUs that other deployments have full: Ray gives a GPU to one of them only."""
+        return tuple(replace(host, gpus=tuple(self._left(host, gpu) for gpu in host.gpus)) for host in self.hosts)
+
+    def _left(self, host: HostSpec, gpu: GpuSpec) -> GpuSpec:
+        taken = (host.name, gpu.index) in self.taken
+        return replace(gpu, memory_used_mib=gpu.memory_total_mib) if taken else gpu
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,10 @@ class Planned:
     plan: Plan | None = None
     model: ModelConfig | None = None
     problem: Problem | None = None
+
+    @property
+    def layout(self) -> Layout | None:
+        return self.plan.layout if self.plan else None
 
     @property
     def impossible(self) -> Problem | None:
@@ -168,11 +171,17 @@ def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
     stands = ground(nodes, besides)
     looked = flags.looked_at(spec.options, accepted.of(nodes[0]))
     try:
-        model = model_files(spec.model, nodes[0]).model
-        outcome = plan(model, stands.free, wishes(spec, looked.options), stands.gbps)
+        model = model_files(spec.model, nodes[0]).model(looked.options.get("hf-overrides"))
+        asked = wishes(spec, looked.options)
+        found = Planned(looked, stands, plan(model, stands.free, asked, stands.gbps), model)
+        if besides is None or besides.state in AT_REST:
+            return found
+        # Beside the servers that run, where there is room for the same: then they can be replaced without a gap.
+        others = ground(nodes)
+        beside = Planned(looked, others, plan(model, others.free, asked, others.gbps), model)
     except Problem as problem:
         return Planned(looked, stands, problem=problem)
-    return Planned(looked, stands, outcome, model)
+    return beside if beside.layout and beside.layout == found.layout else found
 
 
 def wishes(spec: Spec, options: Mapping[str, Any]) -> Wishes:
@@ -182,8 +191,13 @@ def wishes(spec: Spec, options: Mapping[str, Any]) -> Wishes:
 
 
 def executor_for(spec: Spec, outcome: Plan | None) -> str:
-    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs."""
-    return spec.executor or Deployment.Executor.RAY
+    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs.
+
+    A host without GPUs has one worker through Ray, so several of them on one need processes.
+    """
+    first = [place for place in outcome.placement if place.replica == 0] if outcome else []
+    crowded = len(first) > len({place.host for place in first}) and all(place.gpu is None for place in first)
+    return spec.executor or str((Deployment.Executor.MP if crowded else Deployment.Executor.RAY).value)
 
 
 # --- what is kept ---

@@ -15,8 +15,9 @@ from deployments import planning, rollout
 from deployments.commands import checked
 from deployments.kept import Revision
 from deployments.models import Deployment
-from deployments.planning import AT_REST, Planned
+from deployments.planning import Planned
 from deployments.spec import Spec
+from deployments.states import AT_REST
 from nodes import clusters
 from nodes.models import Node
 

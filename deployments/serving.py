@@ -24,6 +24,8 @@ from nodes.runs import Done, StepKind, Waiting
 
 #: Bytes of a server's log in which its start is looked for.
 _LONGEST_START = 4 << 20
+#: The part of a GPU's memory that vLLM takes where nothing else is said.
+DEFAULT_SHARE = 0.92
 
 
 def replica_of(step: Step) -> Replica:
@@ -33,15 +35,38 @@ def replica_of(step: Step) -> Replica:
     return all_of_it.get(pk=number) if number else all_of_it[0]
 
 
-def _serve(step: Step) -> Command:
-    replica, node = replica_of(step), step.node
+def _own_gpus(step: Step) -> Done:
+    """The GPUs that the server was given have the memory that vLLM asks for: it would find out after a minute."""
+    replica, facts = replica_of(step), step.node.facts
+    share = float(replica.spec["options"].get("gpu-memory-utilization", DEFAULT_SHARE))
+    mine = [gpu for gpu in facts.gpus if gpu.index in replica.gpus]
+    for gpu in mine:
+        free, wanted = gpu.memory_total_mib - gpu.memory_used_mib, gpu.memory_total_mib * share
+        if free < wanted:
+            raise Problem(
+                _("GPU %(gpu)d of %(node)s has %(free).1f GiB free, and vLLM asks for %(wanted).1f GiB.")
+                % {"gpu": gpu.index, "node": step.node.name, "free": free / 1024, "wanted": wanted / 1024},
+                _("End what uses it (nvidia-smi shows it), or lower gpu-memory-utilization."),
+            )
+    return Done(", ".join(f"GPU {gpu.index}" for gpu in mine))
+
+
+def command_of(replica: Replica) -> Command:
+    """What starts the replica's server on its node. Raises `Problem` for options that cannot be passed on."""
+    node = replica.node
     site, spec = preparation.site(node), replica.spec
     model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
     plan = clusters_steps.plan_of(replica.deployment.cluster)
     return commands.serve(
         site=site, facts=node.facts, plan=plan, address=inner_address(node),
         name=replica.deployment.name, model=model, port=replica.port, api_key=replica.deployment.api_key,
-        options=spec["options"])
+        options=spec["options"], workers=_workers(replica))
+
+
+def _workers(replica: Replica) -> commands.Workers:
+    executor = replica.spec.get("executor", "ray")
+    gpus = replica.gpus if executor == "mp" else ()
+    return commands.Workers(executor, gpus, replica.spec.get("environment", {}))
 
 
 def _attach_server(step: Step, job: Job) -> bool:
@@ -103,6 +128,8 @@ def _verify(step: Step) -> Done:
 
 
 runs.register(
-    StepKind("serve", gettext_lazy("vLLM server"), _serve, _serve_probe, True, _explain, _attach_server),
+    StepKind("own-gpus", gettext_lazy("GPU memory"), _own_gpus),
+    StepKind("serve", gettext_lazy("vLLM server"), lambda step: command_of(replica_of(step)), _serve_probe, True,
+             _explain, _attach_server),
     StepKind("verify", gettext_lazy("A real prompt"), _verify),
 )

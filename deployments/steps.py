@@ -59,7 +59,10 @@ def _placement(step: Step) -> Done:
     """Whether Ray can place the workers now: vLLM itself would wait half an hour to find out that it cannot."""
     deployment = deployment_of(step)
     nodes = members(deployment.cluster)
-    options = [commands.checked(one.spec["options"]) for one in deployment.replicas.filter(state="waiting")]
+    to_start = deployment.replicas.filter(state="waiting")
+    if step.about:
+        to_start = to_start.filter(pk=step.about.partition(":")[2])
+    options = [commands.checked(one.spec["options"]) for one in to_start]
     wanted = sum(map(clusters_view.world_size, options))
     view = clusters_steps.fresh_view(deployment.cluster)
     if isinstance(view, str):
