@@ -11,8 +11,8 @@ from deployments.hub.views import hub, models
 from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
 from deployments.usage_views import usage, usage_csv
+from nodes.log_views import job_log
 from nodes.telemetry.views import recent, series
-from nodes.views import job_log
 
 urlpatterns = [
     path("", overview, name="overview"),
@@ -21,6 +21,7 @@ urlpatterns = [
     path("sign-out/", login_not_required(LogoutView.as_view()), name="sign-out"),
     path("language/", views.language, name="language"),
     path("nodes/", include("nodes.urls")),
+    path("clusters/", include("nodes.clusters_urls")),
     path("deployments/", include("deployments.urls")),
     path("playground/", include("deployments.playground.urls")),
     path("models/", models, name="models"),

@@ -14,6 +14,7 @@ class DeploymentsConfig(AppConfig):
             care,
             ending,
             exchange,
+            measured,
             mending,
             rollout,
             serving,

@@ -81,7 +81,7 @@ def _serve_probe(step: Step) -> Done | Waiting:
     progress = _progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
     if engine.answers(replica):
         # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
-        _note(replica, _progress([logs.read(job, 0, _LONGEST_START)]))
+        _note(replica, _progress([logs.read(job, 0, _LONGEST_START).data]))
         return Done(_("answers on %(url)s") % {"url": base_url(replica)})
     _note(replica, progress)
     if progress.percent >= STARTED and step.node.kind == Node.Kind.SSH:

@@ -7,5 +7,5 @@ class NodesConfig(AppConfig):
     verbose_name = _("Nodes")
 
     def ready(self) -> None:
-        # Each registers its steps, stories and receivers.
-        from nodes import clusters, clusters_care, mesh, preparation, removal  # noqa: F401
+        # They register their steps, stories and receivers.
+        from nodes import clusters, clusters_care, mesh, preparation, removal, wheelhouse  # noqa: F401

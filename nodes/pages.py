@@ -80,23 +80,54 @@ class Source:
     """A log that a viewer can show."""
 
     job: Job
+    node: Node
     title: Text
     as_asked: bool = False  # a service that ended because somebody stopped it: its exit status says nothing
 
 
 def sources(told: Sequence[Story], server: Job | None = None) -> list[Source]:
     """The logs of these runs, in front what to look at first: what runs now, what failed, the server, the newest."""
-    titles: dict[Job, Text] = {
-        line.step.job: f"{line.title} · {line.step.node} · #{story.run.pk}"
+    steps = {
+        line.step.job: (line, story)
         for story in told
         for line in reversed(story.lines)
         if line.step.job is not None
     }
+    attempts = _attempts([line.step for line, _story in steps.values()])
+    titles: dict[Job, tuple[Node, Text]] = {
+        job: (line.step.node, _source_title(line, story, attempts.get(job.pk, 1)))
+        for job, (line, story) in steps.items()
+    }
     if server is not None:
-        titles.setdefault(server, f"{server.name} · {server.node}")
+        titles.setdefault(server, (server.node, f"{server.name} · {server.node}"))
     stopped = _stopped([job for job in titles if job.service and job.ended_at])
-    found = [Source(job, title, job.pk in stopped) for job, title in titles.items()]
+    found = [Source(job, node, title, job.pk in stopped) for job, (node, title) in titles.items()]
     return sorted(found, key=lambda source: _interest(source, server))
+
+
+def _source_title(line: StepLine, story: Story, attempt: int) -> Text:
+    again = " · " + _("attempt %(number)d") % {"number": attempt} if attempt > 1 else ""
+    return f"{line.title} · {line.step.node} · #{story.run.pk}{again}"
+
+
+def _attempts(steps: Sequence[Step]) -> dict[UUID, int]:
+    """Of services: the how manieth each job is of its kind, on its node, for what it serves."""
+    served = {_served(step) for step in steps if step.job is not None and step.job.service}
+    if not served:
+        return {}
+    kinds = {kind for _about, kind, _node in served}
+    alike = Step.objects.filter(kind__in=kinds, node__in={node for _about, _kind, node in served}, job__isnull=False)
+    counts: Counter[tuple[str, str, int]] = Counter()
+    found = {}
+    for step in alike.select_related("run").order_by("started_at", "pk"):
+        counts[_served(step)] += 1
+        assert step.job_id is not None
+        found[step.job_id] = counts[_served(step)]
+    return found
+
+
+def _served(step: Step) -> tuple[str, str, int]:
+    return step.about or step.run.about, step.kind, step.node_id
 
 
 def _stopped(services: Sequence[Job]) -> set[UUID]:

@@ -106,6 +106,12 @@ def keep_logs() -> None:
 
 
 @shared_task
+def sweep_logs() -> None:
+    """Remove what is kept of jobs that ended long ago."""
+    logs.sweep()
+
+
+@shared_task
 def roll_up() -> None:
     """Bring the longer history of what was measured up to date."""
     history.roll_up()

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import chain
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.contrib import messages
-from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Q
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
@@ -19,8 +14,8 @@ from django.views.decorators.http import require_POST, require_safe
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import logs, preparation, registration, removal
-from nodes.models import Job, Node, Run
+from nodes import preparation, registration, removal
+from nodes.models import Node, Run
 from nodes.pages import changed_key, fact_rows, fingerprint, sources, stories
 from nodes.preflight import findings
 
@@ -97,23 +92,3 @@ def remove(request: SignedIn, name: str) -> HttpResponse:
     removal.forget(found, request.user)
     messages.success(request, _("%(name)s is removed from Quarterdeck.") % {"name": name})
     return go(request, "nodes")
-
-
-@require_safe
-def job_log(request: HttpRequest, job_id: uuid.UUID) -> StreamingHttpResponse:
-    """The whole log of a job as a text file, byte for byte."""
-    job = get_object_or_404(Job, pk=job_id)
-    pieces: Iterator[bytes] = logs.read_all(job)
-    pieces = chain([next(pieces, b"")], pieces)  # a host out of reach says so before the download begins
-    # Under ASGI a plain iterator would be drained into memory first; a log may be gigabytes.
-    content = _in_thread(pieces) if isinstance(request, ASGIRequest) else pieces
-    response = StreamingHttpResponse(content, content_type="text/plain; charset=utf-8")
-    response.headers["Content-Disposition"] = f'attachment; filename="{job.pk}.log"'
-    return response
-
-
-async def _in_thread(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
-    iterator = iter(pieces)
-    read = sync_to_async(lambda: next(iterator, None))
-    while (piece := await read()) is not None:
-        yield piece
