@@ -10,7 +10,8 @@ from django.utils.translation import gettext_lazy
 from controlplane import streams
 from controlplane.problems import Problem
 from deployments import commands, diagnosis, engine
-from deployments.models import Deployment, Replica
+from deployments.model_steps import directory
+from deployments.models import Replica
 from deployments.phases import PHASES, STARTED, PhaseReader, Progress
 from deployments.placing import FRESH
 from deployments.states import ReplicaState
@@ -18,7 +19,6 @@ from deployments.steps import deployment_of
 from deployments.upstream import base_url, inner_address
 from nodes import clusters_steps, logs, preparation, runs
 from nodes.models import Job, Node, Step
-from nodes.recipes import models
 from nodes.remote.command import Command
 from nodes.runs import Done, StepKind, Waiting
 
@@ -55,7 +55,7 @@ def command_of(replica: Replica) -> Command:
     """What starts the replica's server on its node. Raises `Problem` for options that cannot be passed on."""
     node = replica.node
     site, spec = preparation.site(node), replica.spec
-    model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
+    model = directory(spec["model"], site)
     plan = clusters_steps.plan_of(replica.deployment.cluster)
     return commands.serve(
         site=site, facts=node.facts, plan=plan, address=inner_address(node),
