@@ -8,4 +8,4 @@ class NodesConfig(AppConfig):
 
     def ready(self) -> None:
         # They register their steps, stories and receivers.
-        from nodes import clusters, clusters_care, mesh, preparation, wheelhouse  # noqa: F401
+        from nodes import clusters, clusters_care, mesh, preparation, removal, wheelhouse  # noqa: F401

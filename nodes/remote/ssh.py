@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -188,6 +188,7 @@ class SshHost:
         """Since somebody last asked for it or had a channel open on it."""
         if any(not channel.closed for channel in list(self._channels)):
             self.used_at = time.monotonic()
+            return 0
         return time.monotonic() - self.used_at
 
     def run(self, command: Command, stdin: bytes = b"", timeout: float = 30) -> Result:
@@ -290,7 +291,8 @@ def connect(login: SshLogin, pinned: HostKey, through: SshHost | None = None) ->
 def _sign_in(transport: paramiko.Transport, login: SshLogin, keys: Sequence[paramiko.PKey]) -> None:
     try:
         if login.agent:
-            _offer(transport, login.user, [*keys, *paramiko.Agent().get_keys()[:_AGENT_KEYS]])
+            with closing(paramiko.Agent()) as agent:
+                _offer(transport, login.user, [*keys, *agent.get_keys()[:_AGENT_KEYS]])
         elif keys:
             _offer(transport, login.user, keys)
         else:
