@@ -15,7 +15,7 @@ from nodes.facts import Environment, Facts, Gpu, Process
 
 
 def facts(gpus: int = 0, used: int = 0, python: str = "3.11.7", **packages: str) -> Facts:
-    cards = tuple(Gpu(index, "A10", f"GPU-{index}", memory_total_mib=23028, memory_used_mib=used) for index in range(gpus))
+    cards = tuple(Gpu(n, "A10", f"GPU-{n}", memory_total_mib=23028, memory_used_mib=used) for n in range(gpus))
     return Facts(cpus=8, gpus=cards, environment=Environment("/env", python, packages or {"ray": "2.60.0"}))
 
 
