@@ -35,7 +35,8 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["overview", "nodes", "node-new", "deployments", "deployment-new", "playground", "keys", "usage"]
+PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "deployments", "deployment-new", "playground",
+         "keys", "usage"]
 
 
 def signed_in(role: str) -> Client:
@@ -122,7 +123,7 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground"}
     read_only |= {"deployment-history", "deployment-export", "job-log", "models", "nodes-between", "usage",
                   "usage-csv"}
-    read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
+    read_only |= {"deployment-commands", "telemetry", "telemetry-recent", "alerts", "alert-bell"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
