@@ -22,6 +22,7 @@ urlpatterns = [
     path("sign-out/", login_not_required(LogoutView.as_view()), name="sign-out"),
     path("language/", views.language, name="language"),
     path("nodes/", include("nodes.urls")),
+    path("clusters/", include("nodes.clusters_urls")),
     path("deployments/", include("deployments.urls")),
     path("playground/", include("deployments.playground.urls")),
     path("models/", models, name="models"),

@@ -10,7 +10,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
-from deployments import command_page, exchange, plan_page, planning, revisions, rollout
+from deployments import accepted, command_page, exchange, plan_page, planning, revisions, rollout
 from deployments.forms import FLAGS, LAYOUT, DeploymentForm, initial
 from deployments.models import Deployment
 from deployments.planning import Planned
@@ -120,6 +120,13 @@ def _more(spec: Spec, planned: Planned, besides: Deployment | None) -> dict[str,
         return {"commands": command_page.of_deployment(draft, command_page.would_be(draft)), "gap": gap}
     except Problem as problem:
         return {"commands_problem": str(problem)}
+
+
+@require_safe
+def flags(request: HttpRequest, name: str) -> HttpResponse:
+    """Every flag that the vLLM of a node accepts."""
+    node = get_object_or_404(Node, name=name)
+    return render(request, "deployments/flags.html", {"node": node, "accepted": accepted.of(node)})
 
 
 @require_safe

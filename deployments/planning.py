@@ -25,6 +25,7 @@ from deployments.plan.hosts import MIB
 from deployments.plan.result import Placement
 from deployments.spec import Spec
 from deployments.states import AT_REST, REPLICA_AT_REST
+from nodes import mesh
 from nodes.models import Cluster, Node
 from nodes.states import NodeState
 from nodes.telemetry import store
@@ -60,6 +61,7 @@ class Planned:
 
     looked: flags.Looked
     ground: Ground
+    accepted: flags.Accepted | None  # what the flags were compared with; None: the node's vLLM is being asked
     plan: Plan | None = None
     model: ModelConfig | None = None
     problem: Problem | None = None
@@ -116,7 +118,7 @@ def ground(nodes: Sequence[Node], besides: Deployment | None = None) -> Ground:
         samples = {pk: one for pk, one in found.items() if time.time() - one.get("t", 0) < _SAMPLE_SECONDS}
     own = _held(besides) if besides else {}
     hosts = tuple(_host(node, samples.get(node.pk, {}), own) for node in nodes)
-    return Ground(hosts, network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
+    return Ground(hosts, mesh.network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
 
 
 def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], int]) -> HostSpec:
@@ -131,11 +133,6 @@ def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], i
     if busy is not None and total is not None:
         return replace(host, gpus=gpus, memory_available_mib=max(0, total - busy) // MIB)
     return replace(host, gpus=gpus)
-
-
-def network_gbps(nodes: Sequence[Node]) -> float | None:
-    """The slowest measured way between two of the nodes, in Gbit/s; None where nobody measured."""
-    return None
 
 
 def _taken(nodes: Sequence[Node], besides: Deployment | None) -> dict[tuple[str, int], str]:
@@ -169,18 +166,19 @@ def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
     """Plan a specification on its place as it is now. Raises `Problem` only where the place itself is not there."""
     nodes = nodes_of(place_of(spec))
     stands = ground(nodes, besides)
-    looked = flags.looked_at(spec.options, accepted.of(nodes[0]))
+    known = accepted.of(nodes[0])
+    looked = flags.looked_at(spec.options, known)
     try:
         model = model_files(spec.model, nodes[0]).model(looked.options.get("hf-overrides"))
         asked = wishes(spec, looked.options)
-        found = Planned(looked, stands, plan(model, stands.free, asked, stands.gbps), model)
+        found = Planned(looked, stands, known, plan(model, stands.free, asked, stands.gbps), model)
         if besides is None or besides.state in AT_REST:
             return found
         # Beside the servers that run, where there is room for the same: then they can be replaced without a gap.
         others = ground(nodes)
-        beside = Planned(looked, others, plan(model, others.free, asked, others.gbps), model)
+        beside = Planned(looked, others, known, plan(model, others.free, asked, others.gbps), model)
     except Problem as problem:
-        return Planned(looked, stands, problem=problem)
+        return Planned(looked, stands, known, problem=problem)
     return beside if beside.layout and beside.layout == found.layout else found
 
 

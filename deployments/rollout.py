@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import placing
+from deployments import model_steps, placing
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
@@ -103,7 +103,7 @@ def start_stages(
     Nodes must be prepared; those ``without`` which it has to do are left alone.
     """
     nodes = [node for node in _nodes(deployment, replicas) if node not in without]
-    stages: list[list[runs.Planned]] = [[(kind, node) for node in nodes] for kind in ("model", "room")]
+    stages: list[list[runs.Planned]] = [*model_steps.stages(deployment, nodes), [("room", node) for node in nodes]]
     if deployment.executor == Deployment.Executor.RAY:
         about = replicas[0].subject if len(replicas) == 1 else ""
         stages += [*clusters.ray_stages(nodes), [("placement", nodes[0], about)]]

@@ -7,6 +7,7 @@ urlpatterns = [
     path("", views.deployments, name="deployments"),
     path("new/", form_views.new, name="deployment-new"),
     path("plan/", form_views.plan, name="deployment-plan"),
+    path("flags/<str:name>/", form_views.flags, name="node-flags"),
     path("import/", revision_views.import_, name="deployment-import"),
     path("<str:name>/", views.deployment, name="deployment"),
     path("<str:name>/edit/", form_views.edit, name="deployment-edit"),

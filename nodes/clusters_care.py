@@ -170,7 +170,7 @@ def _dead_for_long(node: Node) -> bool:
     if not running(node):
         return True
     now = time.time()
-    streams.client().set(key, now, nx=True, ex=int(DEAD_SECONDS * 4))
+    streams.client().set(key, now, nx=True, ex=int(DEAD_SECONDS * 4) + 10)
     return now - float(cast(bytes, streams.client().get(key)) or now) > DEAD_SECONDS
 
 

@@ -182,6 +182,23 @@ def foreign_leftovers(facts: Facts) -> list[Process]:
     return [process for process in facts.leftovers if process.job not in ours]
 
 
+def _end_foreign(step: Step) -> Done:
+    """End exactly the processes that a person was shown and chose."""
+    named = set(step.run.options.get("processes", ()))
+    found = [one for one in foreign_leftovers(step.node.facts) if f"{one.pid}:{one.started}" in named]
+    result = shared_host(step.node).run(ray.end_processes(found), timeout=40)
+    preparation.gather(step.node)
+    if result.status:
+        left = {int(pid) for pid in result.last_words().split() if pid.isdigit()}
+        owners = ", ".join(sorted({one.user or "?" for one in found if one.pid in left}))
+        raise Problem(
+            _("%(count)d processes on %(node)s belong to %(owner)s and could not be ended.")
+            % {"count": len(left), "node": step.node.name, "owner": owners or "?"},
+            _("Ask their owner to end them, or do it as root: kill %(pids)s")
+            % {"pids": " ".join(map(str, sorted(left)))})
+    return Done(_("%(count)d processes ended") % {"count": len(found)})
+
+
 def _is_id(text: str) -> bool:
     try:
         return bool(uuid.UUID(text))
@@ -344,5 +361,6 @@ runs.register(
     StepKind("ray-worker", gettext_lazy("Ray joins"), _begin_worker, _probe_worker, service=True, attach=_attach),
     StepKind("ray-joined", gettext_lazy("All nodes in Ray"), lambda step: Waiting(), _probe_joined),
     StepKind("ray-stop", gettext_lazy("Stop Ray"), _begin_stop, ray_ended),
+    StepKind("end-foreign", gettext_lazy("End the processes"), _end_foreign),
     StepKind("ray-end", gettext_lazy("End an earlier Ray"), begin_end, ray_ended),
 )

@@ -19,7 +19,7 @@ from controlplane.lifecycle import Lifecycle
 from controlplane.templatetags.deck import gib, mib_as_gib
 from nodes import runs
 from nodes.facts import Facts, Interface
-from nodes.models import Job, Node, Run, Step
+from nodes.models import Bastion, Job, Node, Run, Step
 
 Text = str | Promise
 
@@ -150,6 +150,31 @@ def _interest(source: Source, server: Job | None) -> tuple[int, float]:
     bad = (bool(job.exit_status) or job.state == "lost") and not source.as_asked
     order = 0 if busy and not job.service else 1 if bad else 2 if busy or job == server else 3
     return order, -job.created_at.timestamp()
+
+
+@dataclass(frozen=True)
+class ChangedKey:
+    """A host that showed another key than the pinned one: the node itself, or one on the way to it."""
+
+    host: Node | Bastion
+    pinned: str
+    offered: str
+    file: str
+
+    @property
+    def elsewhere(self) -> Node | None:
+        """The node whose own page it is approved on."""
+        return self.host if isinstance(self.host, Node) else None
+
+
+def changed_key(node: Node) -> ChangedKey | None:
+    """The changed key that stops all work on the node, the nearest to Quarterdeck first."""
+    way: list[Node | Bastion] = [host for host in (node.bastion, node.jump, node) if host is not None]
+    host = next((each for each in way if each.offered_host_key), None)
+    if host is None:
+        return changed_key(node.jump) if node.jump else None
+    offered = host.offered_host_key
+    return ChangedKey(host, fingerprint(host.host_key), fingerprint(offered), key_file(offered))
 
 
 def fingerprint(key_line: str) -> str:

@@ -120,9 +120,11 @@ def roll_up() -> None:
 @shared_task
 def job_over(job_id: str) -> None:
     """A job has ended: keep its log, advance its run, tell whoever else waits for it."""
-    job = Job.objects.select_related("node").get(pk=job_id)
+    job = Job.objects.select_related("node").filter(pk=job_id).first()
     step = getattr(job, "step", None)
     if step is not None:
         runs.advance(step.run_id)
+    if job is None or not Job.objects.filter(pk=job_id).exists():
+        return  # its run was the removal of the node, and all that is known of that is gone
     signals.job_ended.send(Job, job=job)
     logs.archive(job)

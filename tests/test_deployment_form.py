@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from deployments import command_page, model_files, placing, planning, revisions,
 from deployments.forms import initial, parse_flags, written_flags
 from deployments.models import Deployment
 from deployments.spec import Spec
-from nodes.models import Cluster, Node
+from nodes.models import Cluster, Link, Node
 from nodes.remote.command import script
 from nodes.remote.local import LocalHost
 from nodes.telemetry import store
@@ -296,3 +297,13 @@ def test_an_argument_of_a_script_is_one_line_and_can_be_pasted() -> None:
     assert command_page.script_of(command) == (
         "export KEY=••••••\nexport A='x y'\nsh -euc 'echo \"$1\"' sh \\\n    'a b'"
     )
+
+
+def test_the_measured_network_is_planned_with(operator: Client, four: Cluster) -> None:
+    assert "The network between the hosts was not measured; 10 Gbit/s are assumed." in planned(operator)
+    nodes = list(Node.objects.all())
+    for source, target in itertools.permutations(nodes, 2):
+        Link.objects.create(source=source, target=target, gbps=93.5)
+    page = planned(operator)
+    assert "was not measured" not in page
+    assert "joined by 93.5 Gbit/s" in page

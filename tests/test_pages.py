@@ -35,8 +35,8 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "deployments", "deployment-new", "playground",
-         "keys", "usage"]
+PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "clusters", "cluster-new", "deployments", "deployment-new",
+         "playground", "keys", "usage"]  # fmt: skip
 
 
 def signed_in(role: str) -> Client:
@@ -121,9 +121,11 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     tried = [pattern for pattern in _patterns(get_resolver()) if pattern.name not in OPEN | OWN]
     statuses = {str(pattern.name): viewer.post(_address(pattern)).status_code for pattern in tried}
     read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground"}
-    read_only |= {"deployment-history", "deployment-export", "job-log", "models", "nodes-between", "usage",
-                  "usage-csv"}
-    read_only |= {"deployment-commands", "telemetry", "telemetry-recent", "alerts", "alert-bell"}
+    read_only |= {"clusters", "cluster", "deployment-history", "deployment-export", "job-log", "models",
+                  "nodes-between", "usage", "usage-csv"}  # fmt: skip
+    read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
+    read_only |= {"node-flags"}
+    read_only |= {"alerts", "alert-bell"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 

@@ -25,7 +25,7 @@ from deployments.gateway.client import Origin
 from deployments.models import Deployment, Replica
 from deployments.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
-from nodes import ending, hosts, logs, registration, runs, signals, tasks
+from nodes import ending, hosts, logs, preparation, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
 from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
@@ -33,6 +33,7 @@ from nodes.watch import Watch
 from tests.support import sshd as sshd_support
 from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.stand_in_hub import MODEL, StandInHub, serving
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
 LOGS = Path(__file__).parent / "logs"
@@ -142,6 +143,7 @@ def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
     login = Login("far", server.address, server.port, server.user, private_key=Secret(server.key))
     node = registration.register(login, server.host_key.line, None)
     Node.objects.filter(pk=node.pk).update(root=str(engine.root))
+    preparation.check(node.fresh(), None)
     # The server binds to an address that the control plane does not try, as behind a firewall.
     monkeypatch.setattr("deployments.serving.inner_address", lambda node: "127.0.0.9")
     monkeypatch.setattr("deployments.upstream.inner_address", lambda node: "127.0.0.9")
@@ -164,6 +166,27 @@ def test_a_model_path_that_does_not_exist_is_named_and_nothing_is_started(
     assert "There is no /data/models/none on this server. Copy the model there" in failed.reason
     assert (steps(deployment)["ray-head"], steps(deployment)["serve"]) == (RunState.SKIPPED, RunState.SKIPPED)
     assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
+
+
+def test_a_model_of_a_hub_is_fetched_once_and_served_without_the_hub(
+    quarterdeck: Watch, node: Node, settings: Settings
+) -> None:
+    hub = StandInHub()
+    with serving(hub) as settings.HF_ENDPOINT:
+        deployment = rollout.create("tiny", f"hf:{MODEL}", node, free_port(), {}, None)
+        deployment = rolled_out(deployment)
+    assert "hf--lab--tiny" in Node.objects.get().facts.models
+    rollout.stop(deployment, None)
+    rolled_out(reach(deployment, DeploymentState.STOPPED))
+
+
+def test_a_hub_that_is_away_is_named_with_what_to_do(quarterdeck: Watch, node: Node, settings: Settings) -> None:
+    settings.HF_ENDPOINT = "http://127.0.0.1:9"
+    deployment = rollout.create("tiny", f"hf:{MODEL}", node, free_port(), {}, None)
+    rollout.start(deployment, None)
+    failed = reach(deployment, DeploymentState.FAILED)
+    assert "cannot be reached at http://127.0.0.1:9" in failed.reason
+    assert "Set a mirror on the Models page" in failed.reason
 
 
 @pytest.mark.parametrize(("behaviour", "chats"), [("serve", True), ("base", False)])
