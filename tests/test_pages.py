@@ -35,8 +35,8 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "clusters", "cluster-new", "deployments", "deployment-new",
-         "playground", "keys", "usage"]  # fmt: skip
+PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "clusters", "cluster-new", "deployments",
+         "deployment-new", "playground", "keys", "usage"]  # fmt: skip
 
 
 def signed_in(role: str) -> Client:
