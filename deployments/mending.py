@@ -18,11 +18,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import diagnosis, rollout
+from deployments import causes, rollout
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaState
-from nodes import ending, logs, runs, signals, tasks
+from nodes import ending, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.runs import Story
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
@@ -103,9 +103,7 @@ def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
     wanted = (ReplicaState.READY, ReplicaState.UNREACHABLE)
     for replica in Replica.objects.filter(server=job, state__in=wanted).select_related("deployment"):
-        found = diagnosis.match(logs.tail(job, 1 << 20))
-        why = f"{found.cause}\n{found.fix}" if found else runs.last_words(job)
-        ended(replica, _("The model server ended: %(why)s") % {"why": why})
+        ended(replica, _("The model server ended: %(why)s") % {"why": causes.of_end(job)})
 
 
 @receiver(signals.tick)

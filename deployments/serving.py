@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane import streams
 from controlplane.problems import Problem
-from deployments import commands, diagnosis, engine
+from deployments import causes, commands, engine
 from deployments.model_steps import directory
 from deployments.models import Replica
-from deployments.phases import PHASES, STARTED, PhaseReader, Progress
+from deployments.phases import PHASES, STARTED, Progress
 from deployments.placing import FRESH
 from deployments.states import ReplicaState
 from deployments.steps import deployment_of
@@ -78,22 +76,16 @@ def _serve_probe(step: Step) -> Done | Waiting:
     replica, job = replica_of(step), step.job
     if job is None:
         raise Problem(_("The server's job is not known any more."), _("Start the deployment again."))
-    progress = _progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
+    progress = causes.progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
     if engine.answers(replica):
         # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
-        _note(replica, _progress([logs.read(job, 0, _LONGEST_START).data]))
+        _note(replica, causes.progress([logs.read(job, 0, _LONGEST_START).data]))
         return Done(_("answers on %(url)s") % {"url": base_url(replica)})
     _note(replica, progress)
     if progress.percent >= STARTED and step.node.kind == Node.Kind.SSH:
         return _through_ssh(replica)
+    causes.check_goes_on(job, progress)
     return Waiting(str(PHASES.get(progress.phase, PHASES["starting"])))
-
-
-def _progress(pieces: Iterable[bytes]) -> Progress:
-    reader = PhaseReader()
-    for piece in pieces:
-        reader.feed(piece)
-    return reader.progress
 
 
 def _note(replica: Replica, progress: Progress) -> None:
@@ -114,8 +106,7 @@ def _through_ssh(replica: Replica) -> Done | Waiting:
 
 def _explain(step: Step) -> str:
     assert step.job is not None
-    found = diagnosis.match(logs.tail(step.job, 1 << 20))
-    return f"{found.cause}\n{found.fix}" if found else runs.last_words(step.job)
+    return causes.of_start(step.job)
 
 
 def _verify(step: Step) -> Done:

@@ -25,7 +25,7 @@ from deployments.gateway.client import Origin
 from deployments.models import Deployment, Replica
 from deployments.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
-from nodes import ending, hosts, logs, registration, runs, signals, tasks
+from nodes import ending, hosts, logs, preparation, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
 from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
@@ -143,6 +143,7 @@ def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
     login = Login("far", server.address, server.port, server.user, private_key=Secret(server.key))
     node = registration.register(login, server.host_key.line, None)
     Node.objects.filter(pk=node.pk).update(root=str(engine.root))
+    preparation.check(node.fresh(), None)
     # The server binds to an address that the control plane does not try, as behind a firewall.
     monkeypatch.setattr("deployments.serving.inner_address", lambda node: "127.0.0.9")
     monkeypatch.setattr("deployments.upstream.inner_address", lambda node: "127.0.0.9")
