@@ -162,4 +162,5 @@ def _urls() -> list[URLPattern]:
     return [*patterns, path("<path:rest>", _in_shape(nothing)), path("", _in_shape(nothing))]
 
 
+app_name = "api"  # so that its names are not those of the pages
 urlpatterns = _urls()

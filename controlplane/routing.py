@@ -12,7 +12,7 @@ from django.urls import path
 
 from controlplane.consumers import PokeConsumer
 from controlplane.crowd import NotTooMany
-from nodes.consumers import LogConsumer, SampleConsumer
+from nodes.consumers import LogConsumer, TelemetryConsumer
 
 
 class SameOrigin:
@@ -36,7 +36,7 @@ websockets = SameOrigin(
                 [
                     path("ws/pokes", PokeConsumer.as_asgi()),
                     path("ws/log/<uuid:job_id>", LogConsumer.as_asgi()),
-                    path("ws/samples/<int:node_id>", SampleConsumer.as_asgi()),
+                    path("ws/telemetry", TelemetryConsumer.as_asgi()),
                 ]
             )
         )

@@ -73,6 +73,7 @@ def _field_key() -> str:
 DEBUG = flag("DEBUG", False)
 SECRET_KEY = kept_secret("SECRET_KEY", "secret.key", lambda: secrets.token_urlsafe(64))
 FIELD_KEY = kept_secret("FIELD_KEY", "field.key", _field_key)
+METRICS_TOKEN = kept_secret("METRICS_TOKEN", "metrics.token", lambda: secrets.token_urlsafe(32))
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "*")
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS", "")
 
@@ -182,6 +183,15 @@ SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
 
+# Mail that alerts are sent by; without EMAIL_HOST none is.
+EMAIL_HOST = os.environ.get("EMAIL_HOST", "")
+EMAIL_PORT = number("EMAIL_PORT", 587)
+EMAIL_HOST_USER = os.environ.get("EMAIL_USER", "")
+EMAIL_HOST_PASSWORD = os.environ.get("EMAIL_PASSWORD", "")
+EMAIL_USE_TLS = flag("EMAIL_TLS", True)
+EMAIL_TIMEOUT = 15
+DEFAULT_FROM_EMAIL = os.environ.get("EMAIL_FROM", "quarterdeck@localhost")
+
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", _("English")), ("zh-hans", _("Simplified Chinese"))]
 LOCALE_PATHS = [BASE_DIR / "locale"]
@@ -212,12 +222,24 @@ LOGGING = {
 LOCAL_NODE_ROOT = os.environ.get("QUARTERDECK_NODE_ROOT") or str(VAR_DIR / "node")
 #: Bytes of a job's log kept in its stream; older bytes are read from the node or the archive.
 LOG_STREAM_BYTES = number("LOG_STREAM_BYTES", 8 * 1024 * 1024)
+#: Bytes of a running job's log file kept on its node; the beginning of a longer one is let go of. 0: all.
+LOG_FILE_BYTES = number("LOG_FILE_BYTES", 1 << 30)
+#: Bytes of an ended job's log kept in the database, its end where it is longer.
+LOG_ARCHIVE_BYTES = number("LOG_ARCHIVE_BYTES", 64 << 20)
+#: Days after which an ended job's directory on its node and its archived log are removed.
+LOG_DAYS = number("LOG_DAYS", 30)
 #: Seconds of samples kept in a node's metrics stream, one sample a second.
 METRICS_STREAM_SAMPLES = number("METRICS_STREAM_SAMPLES", 3600)
 #: PyTorch's CPU wheels where the package index does not offer them; a mirror may take its place.
 TORCH_CPU_INDEX = os.environ.get("TORCH_CPU_INDEX", "https://download.pytorch.org/whl/cpu")
 #: The package index nodes install from; empty: whatever pip on the node is configured for.
 PIP_INDEX = os.environ.get("PIP_INDEX", "")
+#: An index asked besides it.
+PIP_EXTRA_INDEX = os.environ.get("PIP_EXTRA_INDEX", "")
+#: Wheels for nodes without a network are kept here (``manage.py wheels`` fetches them) and pushed over SFTP.
+WHEELHOUSE = Path(os.environ.get("QUARTERDECK_WHEELHOUSE") or VAR_DIR / "wheels")
+#: Miniconda's or Miniforge's installer, a URL or a path on the nodes, where a node is prepared with conda.
+CONDA_INSTALLER = os.environ.get("CONDA_INSTALLER", "")
 #: Where models are downloaded from unless the Models page names a mirror.
 HF_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 MODELSCOPE_ENDPOINT = os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"

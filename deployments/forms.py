@@ -255,7 +255,7 @@ def _of_cluster(cluster: Cluster) -> str:
 
 def parse_flags(text: str) -> dict[str, Any]:
     """Names and values of flags, one a line: ``seed=1`` or ``--enforce-eager``."""
-    lines = [line.partition("=") for line in map(str.strip, text.splitlines()) if line]
+    lines = [line.partition("=") for line in map(str.strip, text.split("\n")) if line]
     return {name.strip(): _value(value.strip()) if separator else True for name, separator, value in lines}
 
 
@@ -265,7 +265,7 @@ def written_flags(options: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    plain = isinstance(value, str) and _value(value.strip()) == value and len(value.splitlines()) == 1
+    plain = isinstance(value, str) and _value(value.strip()) == value and "\n" not in value
     return value if plain else msgspec.json.encode(value).decode()
 
 

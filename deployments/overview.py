@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.roles import ADMIN, SignedIn, role_required
 from controlplane.views import go
-from deployments import rollout
+from deployments import fleet, rollout
 from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
-from nodes.models import Node, Run
+from deployments.states import SERVING
+from nodes.models import Run
 from nodes.pages import stories
 from nodes.states import NodeState
 
 
-class Host(NamedTuple):
-    """A node and the deployments that use its memory."""
-
-    node: Node
-    serves: list[Deployment]
-
-
 @require_safe
 def overview(request: HttpRequest) -> HttpResponse:
-    nodes = list(Node.objects.all())
-    deployments = list(Deployment.objects.select_related("cluster__head").prefetch_related("replicas"))
-    at_work = [one for one in deployments if one.state in SERVING or one.state == DeploymentState.ROLLING_OUT]
+    nodes = fleet.nodes()
+    told = Deployment.objects.select_related("cluster__head").defer("cluster__head__facts_json")
+    deployments = list(told.prefetch_related("replicas"))
     page = {
         "nodes": nodes,
-        "fleet": [Host(node, [d for d in at_work if d.cluster.head_id == node.pk]) for node in nodes],
+        "fleet": fleet.fleet(nodes, deployments),
+        "node_states": fleet.NODE_STATES,
         "deployments": deployments,
         "stories": stories(Run.objects.all(), limit=8),
         "ready_nodes": sum(node.state == NodeState.READY for node in nodes),
         "ready_deployments": sum(deployment.state in SERVING for deployment in deployments),
-        "gpus": sum(len(node.facts.gpus) for node in nodes),
-        "memory": sum(node.facts.memory_total for node in nodes),
+        "gpus": sum(len(fleet.gpus_of(node)) for node in nodes),
+        "memory": sum(map(fleet.memory_of, nodes)),
     }
     return render(request, "overview.html", page)
 

@@ -129,6 +129,11 @@ def sentence(layout: Layout) -> str:
     return _("one copy on %(size)s") % {"size": size}
 
 
+def words_of_kept(kept: Mapping[str, Any]) -> str:
+    """The layout of a plan that a deployment keeps, as `sentence` says it; empty without one."""
+    return sentence(Layout(**kept["layout"])) if kept.get("layout") else ""
+
+
 def _bars(ground: Ground, outcome: Plan) -> list[Bar]:
     """A bar for each GPU, those that are used first."""
     placed = {(place.host, place.gpu): place for place in outcome.placement}

@@ -12,11 +12,11 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from deployments import planning, rollout
-from deployments.commands import checked
 from deployments.kept import Revision
 from deployments.models import Deployment
-from deployments.planning import AT_REST, Planned
+from deployments.planning import Planned, spec_of
 from deployments.spec import Spec
+from deployments.states import AT_REST
 from nodes import clusters
 from nodes.models import Node
 
@@ -27,23 +27,6 @@ class Line(NamedTuple):
     name: str
     old: Any
     new: Any
-
-
-def spec_of(deployment: Deployment) -> Spec:
-    """The specification as it was last written; of a deployment from before there were revisions, as it is."""
-    latest = deployment.revisions.first()
-    if latest is not None:
-        return Spec.from_dict(latest.spec)
-    cluster = deployment.cluster
-    alone = cluster.nodes.count() <= 1
-    return Spec(
-        name=deployment.name,
-        model=deployment.model,
-        cluster="" if alone else cluster.name,
-        node=cluster.head.name if alone else "",
-        port=deployment.port,
-        options=checked(deployment.options),
-    )
 
 
 def create(spec: Spec, by: User | None, note: str = "") -> Deployment:
@@ -115,13 +98,14 @@ def _possible(spec: Spec, besides: Deployment | None = None) -> Planned:
 
 def _check_move(deployment: Deployment, old: Spec, new: Spec) -> None:
     """While servers run, they stay where they are."""
+    head = _head(new)
     moved = (old.where, old.port) != (new.where, new.port)
     if moved and deployment.fresh().state not in AT_REST:
         raise Problem(
             _("%(name)s runs, and another place or port needs it stopped.") % {"name": deployment.name},
             _("Stop it first, or clone it to have both."),
         )
-    others = Deployment.objects.filter(cluster__head=_head(new)).exclude(pk=deployment.pk)
+    others = Deployment.objects.filter(cluster__head=head).exclude(pk=deployment.pk)
     taken = next((other for other in others if other.port == new.port), None)
     if taken is not None:
         raise Problem(
@@ -140,9 +124,8 @@ def _write(deployment: Deployment, spec: Spec, planned: Planned, by: User | None
     deployment.cluster = clusters.of_node(_head(spec))
     deployment.model, deployment.port = spec.model, spec.port or deployment.port
     deployment.options = dict(planned.looked.options)
-    deployment.executor = planning.executor_for(spec, planned.plan)
-    deployment.plan = planning.stored(planned, spec)
-    deployment.copies = spec.copies or (planned.plan.layout.replicas if planned.plan and planned.plan.layout else 1)
+    for name, value in planning.kept(planned, spec).items():
+        setattr(deployment, name, value)
     deployment.revision = _keep(deployment, replace(spec, port=deployment.port), by, note)
     deployment.save(
         update_fields=["cluster", "model", "port", "options", "executor", "plan", "copies", "revision"])
@@ -154,3 +137,31 @@ def _keep(deployment: Deployment, spec: Spec, by: User | None, note: str) -> int
     Revision.objects.create(
         deployment=deployment, number=number, spec=spec.to_dict(), note=note[:200], created_by=by)
     return number
+
+
+class Applied(NamedTuple):
+    """What a specification of a file did: ``what`` is "created", "changed" or "unchanged"."""
+
+    deployment: Deployment
+    what: str
+    lines: list[Line]
+
+
+def check(spec: Spec) -> None:
+    """Raise the `Problem` that applying the specification would meet, as far as it can be known before."""
+    found = Deployment.objects.filter(name=spec.name).first()
+    _possible(spec, found)
+    if found is not None:
+        old = spec_of(found)
+        _check_move(found, old, replace(spec, port=spec.port or old.port))
+
+
+def apply(spec: Spec, by: User | None, note: str) -> Applied:
+    """Make the deployment of this name what the specification says: again is the same as once. Raises `Problem`."""
+    found = Deployment.objects.filter(name=spec.name).first()
+    if found is None:
+        return Applied(create(spec, by, note), "created", [])
+    old = spec_of(found)
+    if not change(found, spec, by, note):
+        return Applied(found, "unchanged", [])
+    return Applied(found, "changed", difference(old.to_dict(), spec_of(found).to_dict()))

@@ -13,7 +13,7 @@ from ninja.responses import Status
 
 from controlplane.api import FAILURES, Line, Listed, Name, Number, Text, Window, checked, listed, needs
 from controlplane.roles import ADMIN, OPERATOR
-from nodes import logs, preparation, registration, runs
+from nodes import logs, preparation, registration, removal, runs
 from nodes.forms import NodeForm
 from nodes.models import Cluster, Job, Node, Run, Step
 
@@ -192,7 +192,7 @@ def node(request: HttpRequest, name: Path[Name]) -> NodeDetail:
 
 @router.delete("/nodes/{name}", response={204: None, **FAILURES}, tags=["nodes"])
 def forget(request: HttpRequest, name: Path[Name]) -> Status[None]:
-    registration.forget(_named(name), needs(request, ADMIN).user)
+    removal.forget(_named(name), needs(request, ADMIN).user)
     return Status(204, None)
 
 

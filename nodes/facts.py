@@ -7,12 +7,21 @@ that object in its output, and `Facts.from_json` reads it, whatever is missing f
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from typing import Any, Self
 
-PROBE = files("nodes.remote").joinpath("probe.py").read_text()
+
+def _program() -> str:
+    """The pure readings and the program that uses them, as one text."""
+    parts = [files("nodes.remote").joinpath(name).read_text() for name in ("readings.py", "probe.py")]
+    imported = re.compile(r"^from __future__ import annotations$|^from nodes\.remote\.readings import \([^)]*\)$", re.M)
+    return parts[0] + imported.sub("", parts[1])
+
+
+PROBE = _program()
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Gpu:
     uuid: str = ""
     memory_total_mib: int = 0
     memory_used_mib: int = 0
+    memory_free_mib: int = 0
+    bus: str = ""  # PCI address, as "3b:00"
     driver: str = ""
     compute_capability: str = ""
     mig: bool = False  # split into instances
@@ -54,13 +65,44 @@ class Interface:
 
 
 @dataclass(frozen=True)
+class Python:
+    """A Python on the node that environments may be made with."""
+
+    version: str
+    path: str
+    has_venv: bool = False
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk, where it is mounted first."""
+
+    mount: str
+    device: str = ""
+    total: int = 0
+    free: int = 0
+
+
+@dataclass(frozen=True)
+class Xid:
+    """An error that the NVIDIA driver reported since the node was started, and how often."""
+
+    bus: str  # the GPU's PCI address
+    xid: int
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Environment:
-    """The Python environment that Quarterdeck keeps on the node, as it is now."""
+    """The Python environment that model servers run out of, as it is now: Quarterdeck's own, or an existing one."""
 
     path: str = ""
     python: str = ""  # "3.11.7"; empty: there is none
     packages: Mapping[str, str] = field(default_factory=dict)  # "vllm": "0.32.0+cpu"
     lock: str = ""  # fingerprint of the package set that was installed to the end; empty: not complete
+    kind: str = ""  # "venv", "conda", "existing": somebody else's, which is used and never changed
+    distributions: tuple[str, ...] = ()  # every package but pip, as "ray==2.60.0"
+    fingerprint: str = ""  # of Python's version and all packages: the same where two environments are
 
     @property
     def verified(self) -> bool:
@@ -87,10 +129,14 @@ class Facts:
     shm_total: int = 0
     disk_free: int = 0
     disk_total: int = 0
+    disks: tuple[Disk, ...] = ()
     python: str = ""  # version of the interpreter below
     python_path: str = ""
     python_has_venv: bool = False  # the module venv; ensurepip is not needed, pip is brought along
     python_has_headers: bool = False  # Python.h, which Triton compiles against
+    pythons: tuple[Python, ...] = ()  # all that were found
+    tools: tuple[str, ...] = ()  # programs that are there, of those that steps need
+    package_manager: str = ""  # "apt-get", "dnf"; empty: neither
     glibc: str = ""
     hostname_address: str = ""  # what the host's own name resolves to there
     addresses: tuple[str, ...] = ()  # without loopback, the default route's first
@@ -99,7 +145,14 @@ class Facts:
     gpu_error: str = ""  # why none could be asked, in English as the node said it
     gpu_links: tuple[str, ...] = ()  # as `nvidia-smi topo` names them: "NV18", "PHB", "SYS"
     gpu_processes: tuple[Process, ...] = ()
+    gpu_xids: tuple[Xid, ...] = ()
+    cuda: str = ""  # the newest that the driver can run
     accelerators: tuple[str, ...] = ()  # makers, with a driver or not: "nvidia", "amd", "ascend"
+    accelerator_names: tuple[str, ...] = ()  # those of other makers that are known by name
+    index: str = ""  # the package index that was asked, without a password; empty: none was
+    index_error: str = ""  # why it does not answer; empty: it does, or was not asked
+    blocks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # file → name → what Quarterdeck put there
+    cluster_keys: Mapping[str, str] = field(default_factory=dict)  # cluster → public half of its key
     environment: Environment = field(default_factory=Environment)
     models: tuple[str, ...] = ()  # names of the complete model directories under <root>/models
     listening: tuple[int, ...] = ()  # TCP ports in use
@@ -116,7 +169,9 @@ class Facts:
             known[name] = tuple(known.get(name, ()))
         for name, kind in _LISTS.items():
             known[name] = tuple(kind(**_known(kind, item)) for item in known.get(name, ()))
-        known["environment"] = Environment(**_known(Environment, known.get("environment", {})))
+        environment = _known(Environment, known.get("environment", {}))
+        environment["distributions"] = tuple(environment.get("distributions", ()))
+        known["environment"] = Environment(**environment)
         return cls(**known)
 
     @property
@@ -125,7 +180,10 @@ class Facts:
         return "cuda" if self.gpus else "cpu"
 
 
-_LISTS = {"interfaces": Interface, "gpus": Gpu, "gpu_processes": Process, "leftovers": Process}
+_LISTS = {
+    "interfaces": Interface, "gpus": Gpu, "gpu_processes": Process, "leftovers": Process, "pythons": Python,
+    "disks": Disk, "gpu_xids": Xid,
+}  # fmt: skip
 
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from nodes import states
+from nodes.candidates import Batch, Candidate
 from nodes.facts import Facts
+from nodes.telemetry.models import Rollup
 
 
 class Cluster(Lifecycle):
@@ -100,6 +102,7 @@ class Node(Lifecycle):
     sudo_password = EncryptedField(blank=True, default="")  # kept only if the operator says so
     labels = models.JSONField(default=list, blank=True)  # short words, for filters
     root = models.CharField(max_length=255, blank=True)  # absolute; empty: ~/.quarterdeck of the user
+    preparation = EncryptedField(blank=True, default="")  # `nodes.options.Options`; an index may have a password
     facts_json = models.JSONField(default=dict, blank=True)
     facts_at = models.DateTimeField(null=True, blank=True)
     cluster = models.ForeignKey(Cluster, null=True, blank=True, on_delete=models.SET_NULL, related_name="nodes")
@@ -223,6 +226,7 @@ class Job(Lifecycle):
     log_size = models.BigIntegerField(null=True, blank=True)  # bytes, known once it has ended
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+    swept = models.BooleanField(default=False)  # its directory on the node and its archived log were removed
 
     class Meta:
         ordering = ["-created_at"]
@@ -238,6 +242,7 @@ class ArchivedLog(models.Model):
     start = models.BigIntegerField()
     end = models.BigIntegerField()
     data = models.BinaryField()
+    times = models.JSONField(default=list)  # [offset, ms since 1970] of bytes in it, as far as they are known
 
     class Meta:
         ordering = ["start"]
@@ -245,3 +250,9 @@ class ArchivedLog(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} {self.start}–{self.end}"
+
+
+from nodes.together import ClusterKey, Link  # noqa: E402  (they name the models above)
+
+__all__ = ["ArchivedLog", "Bastion", "Batch", "Candidate", "Cluster", "ClusterKey", "Identity", "Job", "Link", "Node",
+           "Rollup", "Run", "Step"]

@@ -127,6 +127,27 @@ def _headers(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _compiler(facts: Facts) -> Iterator[Finding]:
+    if facts.gpus and facts.package_manager and "cc" not in facts.tools:
+        yield _warns(
+            _("There is no C compiler, which vLLM compiles parts of a model with."),
+            _("Install one, or prepare the node with its base packages."),
+            _install(facts, "gcc"),
+        )
+
+
+def _index(facts: Facts) -> Iterator[Finding]:
+    if facts.index_error:
+        yield _blocks(
+            _("The package index %(index)s does not answer from this node: %(error)s.")
+            % {"index": facts.index, "error": facts.index_error.rstrip(".")},
+            _(
+                "Prepare the node with another index or mirror, let it out through a proxy, or prepare it from the "
+                "wheelhouse, for which it needs no network."
+            ),
+        )
+
+
 def _disk(facts: Facts) -> Iterator[Finding]:
     needed = ENVIRONMENT_BYTES[facts.engine]
     if not facts.environment.lock and facts.disk_total > 0 and facts.disk_free < needed:
@@ -214,6 +235,46 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
                 _("Restart the server. If they come back, have the GPU replaced."),
                 command("nvidia-smi", "-q", "-d", "ECC", "-i", str(gpu.index)).sh(),
             )
+
+
+#: What the driver's numbers mean, for those that say something of the hardware: NVIDIA's list of Xid errors.
+_BROKEN = frozenset({48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 121, 122, 123, 140, 143, 149, 154})
+
+
+def _xid(facts: Facts) -> Iterator[Finding]:
+    by_bus = {gpu.bus: gpu for gpu in facts.gpus if gpu.bus}
+    for error in facts.gpu_xids:
+        gpu = by_bus.get(error.bus)
+        names = {
+            "gpu": f"GPU {gpu.index}" if gpu else f"GPU {error.bus}",
+            "xid": error.xid,
+            "count": error.count,
+            "meaning": _xid_meaning(error.xid),
+        }
+        yield _warns(
+            _("%(gpu)s has reported the error Xid %(xid)d, %(count)d times since the start: %(meaning)s.") % names,
+            _("Restart the server. If it comes back, have the GPU looked at.")
+            if error.xid in _BROKEN
+            else _("Mostly a program's own fault. If another program has it too, look at the GPU and its driver."),
+            command("sudo", "dmesg").sh(),
+        )
+
+
+def _xid_meaning(xid: int) -> str:
+    known = {
+        13: _("a program computed out of bounds"),
+        31: _("a program used memory that was not its own"),
+        43: _("a program's work was stopped"),
+        48: _("memory failed and could not be corrected"),
+        63: _("a row of its memory was replaced"),
+        64: _("a row of its memory could not be replaced"),
+        74: _("the NVLink connection failed"),
+        79: _("it fell off the bus"),
+        94: _("memory failed, and one program was hit"),
+        95: _("memory failed, and all programs were hit"),
+        119: _("its own processor does not answer"),
+    }
+    return known.get(xid, _("see NVIDIA's list of Xid errors"))
 
 
 def _silent_gpu(facts: Facts) -> Iterator[Finding]:
@@ -321,14 +382,21 @@ def _other_makers(facts: Facts) -> Iterator[Finding]:
         if maker in makers and not facts.gpus:
             yield _warns(
                 _("This node has an accelerator by %(maker)s, which Quarterdeck does not support yet.")
-                % {"maker": makers[maker]},
+                % {"maker": ", ".join(_named(facts, makers[maker])) or makers[maker]},
                 _("The node can be used with its processor only."),
             )
+
+
+def _named(facts: Facts, maker: str) -> list[str]:
+    """The models of a maker, each once, with their number: "2 × AMD Instinct MI300X"."""
+    names = [name for name in facts.accelerator_names if name.startswith(maker)]
+    return [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
 
 
 CHECKS: tuple[Check, ...] = (
     _machine,
     _python,
+    _index,
     _disk,
     _memory,
     _shared_memory,
@@ -336,7 +404,9 @@ CHECKS: tuple[Check, ...] = (
     _silent_gpu,
     _driver,
     _gpu,
+    _xid,
     _headers,
+    _compiler,
     _held_memory,
     _leftovers,
     _hostname,

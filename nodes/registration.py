@@ -1,61 +1,46 @@
 """How a server becomes a node: its host key is offered and approved, a sign-in is proven, our own key takes over.
 
-What the operator typed (a password, a private key) is used once, to install Quarterdeck's own key, and then forgotten.
-Nothing is written to the database before all of that has worked.
+What the operator typed (a password, a private key) is used once, to install Quarterdeck's own key, and then forgotten,
+unless it is to be kept for sudo. Nothing is written to the database before all of that has worked. Many servers are
+registered at the same time, each in its own time: a bad one delays nobody.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
-import re
-from dataclasses import asdict, dataclass
-from typing import Self
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.utils.translation import get_language, override
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from controlplane.secrets import NO_SECRET, Secret, seal, unseal
-from nodes import tasks
-from nodes.hosts import identity, shared_host
-from nodes.models import Node
-from nodes.preparation import check
+from controlplane.secrets import NO_SECRET, Secret
+from nodes import hosts, tasks
+from nodes.access import AUTO, install_key, root_there
+from nodes.hosts import identity, jump_host, own_login
+from nodes.models import Bastion, Node
+from nodes.names import is_address, is_name, why_no_address
+from nodes.preparation import check, gather
 from nodes.remote import ssh
-from nodes.remote.command import script
-from nodes.remote.errors import SignInRefused
-from nodes.remote.host import ask
-from nodes.remote.ssh import HostKey
+from nodes.remote.errors import HostKeyChanged, SignInRefused
+from nodes.remote.ssh import HostKey, SshHost
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
-_HOSTNAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?", re.IGNORECASE)
-
-_INSTALL_KEY = """
-umask 077
-mkdir -p "$HOME/.ssh"
-touch "$HOME/.ssh/authorized_keys"
-grep -qxF "$1" "$HOME/.ssh/authorized_keys" || {
-    [ -z "$(tail -c 1 "$HOME/.ssh/authorized_keys")" ] || echo >> "$HOME/.ssh/authorized_keys"
-    echo "$1" >> "$HOME/.ssh/authorized_keys"
-}
-"""
-# Replaced as a whole or not at all: on a full disk nobody may lose their keys. grep's status 1: no line is left.
-_REMOVE_KEY = """
-f="$HOME/.ssh/authorized_keys"
-[ -f "$f" ] || exit 0
-umask 077
-new="$f.quarterdeck"
-cp -p "$f" "$new"
-{ grep -vxF "$1" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
-mv "$new" "$f"
-"""
+#: Servers that are worked on at the same time; each costs a thread and, for moments, a core.
+AT_ONCE = 24
 
 
 @dataclass(frozen=True)
 class Login:
-    """What an operator typed to register a server. Raises `Problem` where a field cannot be right."""
+    """What an operator typed to register a server. Raises `Problem` where a field cannot be right.
+
+    ``agent``: sign in with Quarterdeck's own key, which is there already, or a key of the SSH agent. ``root``: how root
+    is had there (see `access.root_there`), with ``sudo_password`` if that needs one.
+    """
 
     name: str
     address: str
@@ -64,55 +49,53 @@ class Login:
     password: Secret = NO_SECRET
     private_key: Secret = NO_SECRET
     passphrase: Secret = NO_SECRET
+    agent: bool = False
+    root: str = AUTO
+    sudo_password: Secret = NO_SECRET
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not is_name(self.name):
             raise Problem(
                 _("%(name)r cannot be a node's name.") % {"name": self.name[:80]},
                 _("Use letters, digits and hyphens, at most 63, beginning and ending with a letter or digit."),
             )
-        if not _is_address(self.address):
+        if not is_address(self.address):
             raise Problem(
-                _("%(address)r is neither a host name nor an IP address.") % {"address": self.address[:80]},
+                why_no_address(self.address),
                 _("Enter something like 172.18.81.126 or te1.lab; the port has its own field."),
             )
 
-    def seal(self) -> str:
-        """All of it, encrypted, to be kept in a session until the host key is approved."""
-        fields = {key: value.reveal() if isinstance(value, Secret) else value for key, value in asdict(self).items()}
-        return seal(json.dumps(fields))
-
-    @classmethod
-    def unseal(cls, token: str, ttl: int | None = None) -> Self:
-        """What was sealed, less than ``ttl`` seconds ago where that is given. Raises `Problem`."""
-        fields = json.loads(unseal(token, ttl).reveal())
-        for key in ("password", "private_key", "passphrase"):
-            fields[key] = Secret(fields[key])
-        return cls(**fields)
-
     @property
     def ssh(self) -> ssh.SshLogin:
+        key = identity().private_key if self.agent else self.private_key
         return ssh.SshLogin(
-            self.name, self.address, self.port, self.user, self.password, self.private_key, self.passphrase)
+            self.name, self.address, self.port, self.user, self.password, key, self.passphrase, self.agent)
 
 
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return bool(_HOSTNAME.fullmatch(text)) and not re.fullmatch(r"[\d.]+", text)
-    return True
+class Way(NamedTuple):
+    """Through which jump host a server is reached: a node, a bastion, or neither."""
+
+    jump: Node | None = None
+    bastion: Bastion | None = None
+
+    def host(self) -> SshHost | None:
+        return jump_host(self.jump, self.bastion)
 
 
-def offered_key(login: Login) -> HostKey:
+DIRECT = Way()
+
+
+def offered_key(login: Login, way: Way = DIRECT) -> HostKey:
     """The host key the server shows, for a person to compare. Nothing is sent to it; checks the name is free first."""
-    _check_is_new(login)
+    check_is_new(login)
     if login.private_key.reveal():
         ssh.read_key(login.private_key, login.passphrase)
-    return ssh.offered_key(login.address, login.port, login.name)
+    return ssh.offered_key(login.address, login.port, login.name, way.host())
 
 
-def _check_is_new(login: Login) -> None:
+def check_is_new(login: Login) -> None:
+    """Raises `Problem` where the name or the login is registered already."""
     if Node.objects.filter(name=login.name).exists():
         raise Problem(_("A node named %(name)s exists already.") % {"name": login.name}, _("Choose another name."))
     known = Node.objects.filter(address=login.address, port=login.port, user=login.user).first()
@@ -124,28 +107,51 @@ def _check_is_new(login: Login) -> None:
         )
 
 
-def register(login: Login, key_line: str, by: User | None) -> Node:
+def register(login: Login, key_line: str, by: User | None, way: Way = DIRECT) -> Node:
     """Sign in to the server that holds the approved key, install our own key, prove it works, make the node.
 
-    Raises `Problem` with nothing changed here; on the server at most our public key was added.
+    Its facts are gathered over the same connection; where that fails a check is begun, which says why. Raises
+    `Problem` with nothing changed here; on the server at most our public key was added.
     """
-    _check_is_new(login)
-    public = identity().public_key
-    with ssh.connect(login.ssh, HostKey(key_line)) as host:
-        ask(host, script(_INSTALL_KEY, f"{public} quarterdeck"))
-    node = Node(name=login.name, address=login.address, port=login.port, user=login.user, host_key=key_line)
-    _prove_own_key(login, key_line)
-    return _save(node, by)
-
-
-def _prove_own_key(login: Login, key_line: str) -> None:
-    own = ssh.SshLogin(login.name, login.address, login.port, login.user, private_key=identity().private_key)
+    check_is_new(login)
+    through = way.host()
+    with ssh.connect(login.ssh, HostKey(key_line), through) as host:
+        install_key(host)
+        root = root_there(host, login.root, login.sudo_password)
+    node = Node(name=login.name, address=login.address, port=login.port, user=login.user, host_key=key_line, sudo=root,
+                sudo_password=login.sudo_password if root == Node.Sudo.PASSWORD else "", jump=way.jump,
+                bastion=way.bastion, labels=list(login.labels))
+    own = _with_own_key(node, through)
     try:
-        ssh.connect(own, HostKey(key_line)).close()
+        _save(node)
+    except Problem:
+        own.close()
+        raise
+    hosts.keep(node, own)
+    _look_at(node, by)
+    return node
+
+
+def register_bastion(login: Login, key_line: str) -> Bastion:
+    """As `register`, for a jump host that is to be no node; one that is known already is used as it is pinned."""
+    with ssh.connect(login.ssh, HostKey(key_line)) as host:
+        install_key(host)
+    bastion = Bastion(address=login.address, port=login.port, user=login.user, host_key=key_line)
+    _with_own_key(bastion, None).close()
+    saved, _made = Bastion.objects.get_or_create(
+        address=login.address, port=login.port, user=login.user, defaults={"host_key": key_line})
+    if saved.host_key != key_line:
+        raise HostKeyChanged(str(saved), key_line)
+    return saved
+
+
+def _with_own_key(server: Node | Bastion, through: SshHost | None) -> SshHost:
+    try:
+        return ssh.connect(own_login(server), HostKey(server.host_key), through)
     except SignInRefused as error:
         raise Problem(
             _("%(name)s took Quarterdeck's key into ~/.ssh/authorized_keys but does not accept it.")
-            % {"name": login.name},
+            % {"name": str(server)},
             _("Allow PubkeyAuthentication in its sshd_config, and see that ~/.ssh belongs to the user with mode 0700."),
         ) from error
 
@@ -155,18 +161,81 @@ def register_local(by: User | None) -> Node:
     found = Node.objects.filter(kind=Node.Kind.LOCAL).first()
     if found is not None:
         return found
-    return _save(Node(name="local", kind=Node.Kind.LOCAL, address="127.0.0.1", root=settings.LOCAL_NODE_ROOT), by)
+    node = Node(name="local", kind=Node.Kind.LOCAL, address="127.0.0.1", root=settings.LOCAL_NODE_ROOT)
+    _save(node)
+    check(node, by)
+    return node
 
 
-def _save(node: Node, by: User | None) -> Node:
+def _save(node: Node) -> None:
     try:
         with transaction.atomic():
             node.save()
     except IntegrityError as error:
         raise Problem(_("This server was just registered by somebody else."), _("Look for it in the list.")) from error
-    check(node, by)
-    tasks.poke_watch()
-    return node
+    transaction.on_commit(tasks.poke_watch)
+
+
+def _look_at(node: Node, by: User | None) -> None:
+    try:
+        gather(node)
+    except Problem:
+        check(node, by)
+    else:
+        if node.rest_state != node.state:
+            node.move(node.rest_state)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def at_once(work: Callable[[T], R], items: Sequence[T]) -> list[R | Problem]:
+    """Do the work for each item, many at the same time; a `Problem` stands in the place of the result it prevented."""
+    language = get_language()
+
+    def guarded(item: T) -> R | Problem:
+        try:
+            with override(language):
+                return work(item)
+        except Problem as problem:
+            return problem
+        finally:
+            connection.close()  # this thread's own
+
+    if len(items) < 2:
+        return [_told(work, item) for item in items]
+    with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(items))) as pool:
+        return list(pool.map(guarded, items))
+
+
+def _told(work: Callable[[T], R], item: T) -> R | Problem:
+    try:
+        return work(item)
+    except Problem as problem:
+        return problem
+
+
+def offered_keys(logins: Sequence[Login], way: Way = DIRECT) -> list[HostKey | Problem]:
+    """The host keys of many servers, or why there is none; in the order of the logins."""
+    return at_once(lambda login: offered_key(login, way), logins)
+
+
+def register_many(
+    approved: Sequence[tuple[Login, str]], by: User | None, way: Way = DIRECT
+) -> list[Node | Problem]:
+    """Register servers (login, approved host key) at the same time: the nodes, or why not, in the same order.
+
+    Facts are gathered by the time it returns. The servers are new ones: each login stands in it once.
+    """
+    identity()  # made once, before many ask for it
+    return at_once(lambda each: register(*each, by, way), approved)
+
+
+# --- a changed host key -----------------------------------------------------------------------------------------
 
 
 def approve_new_key(node: Node, by: User | None) -> None:
@@ -178,19 +247,11 @@ def approve_new_key(node: Node, by: User | None) -> None:
     check(node, by)
 
 
-def forget(node: Node, by: User | None) -> None:
-    """Take the node out of Quarterdeck, and our key off it if it can be reached. Raises `Problem` while it is used."""
-    if node.replicas.exists() or node.heads.filter(deployments__isnull=False).exists():
-        raise Problem(
-            _("%(node)s still has deployments.") % {"node": node.name}, _("Stop and delete them first."))
-    if node.kind == Node.Kind.SSH:
-        _take_key_away(node)
-    node.heads.all().delete()
-    node.delete()
-
-
-def _take_key_away(node: Node) -> None:
-    try:
-        ask(shared_host(node), script(_REMOVE_KEY, f"{identity().public_key} quarterdeck"))
-    except Problem:
-        return  # a node that is gone cannot be asked; forgetting it is what was wanted
+def approve_new_bastion_key(bastion: Bastion, by: User | None) -> None:
+    """Pin the key that the jump host shows now; the nodes behind it are looked at again."""
+    if not bastion.offered_host_key:
+        raise Problem(_("%(node)s shows the key that is pinned.") % {"node": str(bastion)})
+    bastion.host_key, bastion.offered_host_key = bastion.offered_host_key, ""
+    bastion.save(update_fields=["host_key", "offered_host_key"])
+    for node in bastion.reached_through.all():
+        node.poke()

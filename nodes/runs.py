@@ -27,7 +27,8 @@ from django.utils.translation import gettext as _
 
 from controlplane import streams
 from controlplane.problems import Problem
-from nodes import logs
+from nodes import endings, logs
+from nodes.endings import last_words as last_words
 from nodes.hosts import shared_host
 from nodes.models import Job, Node, Run, Step
 from nodes.recipes import Satisfied
@@ -240,7 +241,7 @@ def _work(step: Step) -> None:
             _look(step)
     except HostProblem as error:
         if not error.passing or _troubled(step) > PATIENCE.total_seconds():
-            _finish(step, RunState.FAILED, error.told)
+            _finish(step, RunState.FAILED, endings.full_disk(step.node, str(error)) or error.told)
         else:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)
     except Problem as error:
@@ -344,16 +345,8 @@ def _conclude(step: Step, kind: StepKind, job: Job) -> None:
     if job.state == JobState.EXITED and job.exit_status == 0 and not kind.service:
         _finish(step, RunState.DONE)
     else:
-        _finish(step, RunState.FAILED, kind.explain(step) if kind.explain else last_words(job))
-
-
-def last_words(job: Job) -> str:
-    """Why a job failed, in its own last line."""
-    if job.state == JobState.LOST:
-        return _("The process is gone and left no exit status: it was killed, or the server was restarted.")
-    lines = [line.strip() for line in logs.tail(job).replace("\r", "\n").splitlines() if line.strip()]
-    said = lines[-1][:300] if lines else _("it printed nothing")
-    return _("ended with status %(status)s: %(said)s") % {"status": job.exit_status, "said": said}
+        full = endings.full_disk(step.node, logs.tail(job))
+        _finish(step, RunState.FAILED, full or (kind.explain(step) if kind.explain else last_words(job)))
 
 
 def _finish(step: Step, state: RunState, reason: str = "") -> None:

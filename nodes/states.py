@@ -18,16 +18,32 @@ class NodeState(StrEnum):
     READY = "ready"
     UNREACHABLE = "unreachable"
     FAILED = "failed"
+    REMOVING = "removing"  # what Quarterdeck put there is being taken away
 
 
 NODE_TRANSITIONS = following(
-    new="checking preparing ready unreachable failed",
+    new="checking preparing ready unreachable failed removing",
     checking="new preparing ready unreachable failed",
     preparing="ready unreachable failed",
-    ready="checking preparing unreachable failed",
-    unreachable="new checking preparing ready failed",
-    failed="checking preparing ready unreachable",
+    ready="checking preparing unreachable failed removing",
+    unreachable="new checking preparing ready failed removing",
+    failed="checking preparing ready unreachable removing",
+    removing="failed",
 )
+
+
+class CandidateState(StrEnum):
+    """A server on its way to become a node."""
+
+    ASKING = "asking"  # for its host key
+    OFFERED = "offered"  # a person has to compare it
+    APPROVED = "approved"  # being registered
+    REGISTERED = "registered"
+    FAILED = "failed"
+
+
+CANDIDATE_TRANSITIONS = following(
+    asking="offered failed", offered="approved failed", approved="registered failed", failed="asking")
 
 
 class ClusterState(StrEnum):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +15,14 @@ from kombu.exceptions import OperationalError
 
 from controlplane import streams
 from nodes import logs, runs, signals
-from nodes.models import Job
+from nodes.models import Batch, Job
 from nodes.remote.errors import HostProblem
 from nodes.states import JOB_ACTIVE
+from nodes.telemetry import history
 
 log = logging.getLogger(__name__)
-_BUSY_SECONDS = 60
+#: How long a run stands still after the worker that was advancing it was killed.
+_LEASE_SECONDS = 9
 WATCH_POKES = "watch:pokes"
 
 
@@ -42,15 +47,50 @@ def poke_watch() -> None:
 def advance_run(run_id: int) -> None:
     """Advance a run, unless another worker is just doing it; that one looks again when it is told to meanwhile."""
     busy, again = f"advancing:{run_id}", f"advance-again:{run_id}"
-    if not streams.client().set(busy, 1, nx=True, ex=_BUSY_SECONDS):
-        streams.client().set(again, 1, ex=_BUSY_SECONDS)
+    if not streams.client().set(busy, 1, nx=True, ex=_LEASE_SECONDS):
+        streams.client().set(again, 1, ex=60)
         return
-    try:
+    with _renewed(busy):
         runs.advance(run_id)
-    finally:
-        streams.client().delete(busy)
     if streams.client().delete(again):
         send(advance_run, run_id)
+
+
+@contextmanager
+def _renewed(lease: str) -> Iterator[None]:
+    """Keep a lease for as long as this takes and this process lives, and give it back."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(_LEASE_SECONDS / 3):
+            with suppress(streams.RedisError):
+                streams.client().expire(lease, _LEASE_SECONDS)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        streams.client().delete(lease)
+
+
+@shared_task
+def advance_batch(batch_id: int) -> None:
+    """Go on with servers that are being registered."""
+    from nodes import batches
+
+    with suppress(Batch.DoesNotExist):  # an old one, which was just deleted
+        batches.advance(batch_id)
+
+
+@shared_task
+def sweep_batches() -> None:
+    """Go on with, give up or forget what is left of registrations."""
+    from nodes import batches
+
+    batches.sweep()
 
 
 @shared_task
@@ -66,11 +106,25 @@ def keep_logs() -> None:
 
 
 @shared_task
+def sweep_logs() -> None:
+    """Remove what is kept of jobs that ended long ago."""
+    logs.sweep()
+
+
+@shared_task
+def roll_up() -> None:
+    """Bring the longer history of what was measured up to date."""
+    history.roll_up()
+
+
+@shared_task
 def job_over(job_id: str) -> None:
     """A job has ended: keep its log, advance its run, tell whoever else waits for it."""
-    job = Job.objects.select_related("node").get(pk=job_id)
+    job = Job.objects.select_related("node").filter(pk=job_id).first()
     step = getattr(job, "step", None)
     if step is not None:
         runs.advance(step.run_id)
+    if job is None or not Job.objects.filter(pk=job_id).exists():
+        return  # its run was the removal of the node, and all that is known of that is gone
     signals.job_ended.send(Job, job=job)
     logs.archive(job)

@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
+from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 from redis.exceptions import RedisError
@@ -30,14 +32,18 @@ from nodes.remote.command import python
 from nodes.remote.errors import HostKeyChanged, HostProblem
 from nodes.remote.host import Channel
 from nodes.states import FINISHED, JOB_ACTIVE, NodeState
+from nodes.telemetry.filing import Filing
 
 log = logging.getLogger(__name__)
 OBSERVER = files("nodes.remote").joinpath("observer.py").read_text()
 LEASE_SECONDS = 10
-#: Bytes; the observer sends pieces of at most 256 KiB, and its other lines are short.
-_LONGEST_PIECE = _LONGEST_LINE = 1 << 18
+#: Bytes; the observer sends pieces of at most 1 MiB, and its other lines are short.
+_LONGEST_PIECE = 1 << 20
+_LONGEST_LINE = 1 << 18
 #: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
 GLITCH_SECONDS = 8
+#: What other packages run beside watch, each in a thread of its own, until the event is set.
+companions: list[Callable[[threading.Event], None]] = []
 
 
 class Frames:
@@ -50,10 +56,14 @@ class Frames:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         while (line := self._line()) is not None:
             message = json.loads(line)
-            data = self._exactly(_bounded(message["size"])) if "log" in message else b""
+            if "log" not in message:
+                yield message, b""
+                continue
+            size = _bounded(message["size"])
+            data = self._exactly(_bounded(message.get("packed", size)))
             if data is None:
                 return
-            yield message, data
+            yield message, unpacked(data, size) if "packed" in message else data
 
     def _line(self) -> bytes | None:
         searched = 0
@@ -82,6 +92,18 @@ class Frames:
         return taken
 
 
+def unpacked(data: bytes, size: int) -> bytes:
+    """What zlib made of ``size`` bytes. Raises ValueError for anything else; never gives more than ``size``."""
+    unpacker = zlib.decompressobj()
+    try:
+        whole = unpacker.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(whole) != size:
+        raise ValueError(f"{len(whole)} bytes in place of {size}")
+    return whole
+
+
 def _bounded(size: int) -> int:
     """A node says how much comes; what it says is not believed beyond what the observer sends."""
     if not 0 <= size <= _LONGEST_PIECE:
@@ -92,9 +114,9 @@ def _bounded(size: int) -> int:
 class Watcher(threading.Thread):
     """Watches one node until `stop`; connects again and again, with a pause that grows to 15 s."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, filing: Filing) -> None:
         super().__init__(name=f"watch-{node.name}", daemon=True)
-        self.node = node
+        self.node, self.filing = node, filing
         self.stopping = threading.Event()
         self._channel: Channel | None = None
         self._following: set[str] = set()
@@ -140,7 +162,7 @@ class Watcher(threading.Thread):
     def _observe(self) -> None:
         self.node.refresh_from_db()
         with open_host(self.node) as host:
-            channel = host.open(python("python3", OBSERVER))
+            channel = host.open(python("python3", OBSERVER, self.node.root_dir))
             try:
                 self._note_found()
                 with self._lock:
@@ -164,7 +186,8 @@ class Watcher(threading.Thread):
         self._following = set(self._wanted)
 
     def _order_from(self, channel: Channel, job_id: str, at: int) -> None:
-        self._order(channel, {"follow": job_id, "dir": self._wanted[job_id], "at": at})
+        keep = settings.LOG_FILE_BYTES
+        self._order(channel, {"follow": job_id, "dir": self._wanted[job_id], "at": at, "keep": keep})
 
     def _order(self, channel: Channel, order: dict[str, Any]) -> None:
         channel.write(json.dumps(order).encode() + b"\n")
@@ -176,8 +199,10 @@ class Watcher(threading.Thread):
             self._file_log(channel, message["log"], message["at"], data)
         elif "end" in message:
             self._file_end(message)
+        elif "who" in message:
+            self.filing.add_holders(self.node.pk, message["who"])
         else:
-            streams.add_sample(self.node.pk, message["sample"])
+            self.filing.add_sample(self.node.pk, message["sample"])
 
     def _file_log(self, channel: Channel, job_id: str, at: int, data: bytes) -> None:
         stands_at = streams.append(streams.log_key(job_id), at, data)
@@ -219,9 +244,13 @@ class Watch:
         self.watchers: dict[int, Watcher] = {}
         self.clusters = ClusterWatch()
         self.stopping = threading.Event()
+        self.filing = Filing()
 
     def run(self) -> None:
         """Until `stop`. A database or Redis that is away is waited for."""
+        self.filing.start()
+        for companion in companions:
+            threading.Thread(target=companion, args=[self.stopping], name=companion.__qualname__, daemon=True).start()
         while not self.stopping.is_set():
             try:
                 self.turn()
@@ -234,6 +263,7 @@ class Watch:
         for watcher in self.watchers.values():
             watcher.stop()
         self.clusters.stop()
+        self.filing.stop()
 
     def stop(self) -> None:
         self.stopping.set()
@@ -241,7 +271,9 @@ class Watch:
     def turn(self) -> None:
         """One look at everything: who watches what, what is followed, what is unfinished."""
         known = Node.objects.exclude(host_key="", kind=Node.Kind.SSH).select_related("jump", "bastion")
-        mine = {node.pk: node for node in known if self._lease(node)}
+        nodes = list(known.defer("facts_json", "jump__facts_json"))
+        held = self._leases([node.pk for node in nodes])
+        mine = {node.pk: node for node in nodes if node.pk in held}
         for gone in self.watchers.keys() - mine.keys():
             self.watchers.pop(gone).stop()
         wanted: dict[int, dict[str, str]] = {pk: {} for pk in mine}
@@ -259,27 +291,40 @@ class Watch:
     def _watcher(self, node: Node) -> Watcher:
         watcher = self.watchers.get(node.pk)
         if watcher is None or not watcher.is_alive():
-            watcher = self.watchers[node.pk] = Watcher(node)
+            watcher = self.watchers[node.pk] = Watcher(node, self.filing)
             watcher.start()
         return watcher
 
-    def _lease(self, node: Node) -> bool:
-        """Take or renew the lease of a node; one watch process holds it at a time."""
-        key = f"watch:lease:{node.pk}"
-        if streams.client().set(key, self.name, nx=True, ex=LEASE_SECONDS):
-            return True
-        if streams.client().get(key) != self.name.encode():
-            return False
-        streams.client().expire(key, LEASE_SECONDS)
-        return True
+    def _leases(self, nodes: list[int]) -> set[int]:
+        """Take or renew the leases of nodes; one watch process holds one at a time. Returns those that it has."""
+        if not nodes:
+            return set()
+        keys = [f"watch:lease:{node}" for node in nodes]
+        pipe = streams.client().pipeline(transaction=False)
+        for key in keys:
+            pipe.set(key, self.name, nx=True, ex=LEASE_SECONDS)
+        pipe.mget(keys)
+        *_, holders = pipe.execute()
+        held = zip(nodes, keys, holders, strict=True)
+        ours = [(node, key) for node, key, holder in held if holder == self.name.encode()]
+        renew = streams.client().pipeline(transaction=False)
+        for _node, key in ours:
+            renew.expire(key, LEASE_SECONDS)
+        renew.execute()
+        return {node for node, _key in ours}
 
     def _tick(self) -> None:
         if not streams.client().set("watch:tick", self.name, nx=True, px=900):
             return  # another watch process does it this second
+        streams.client().set("watch:seen", time.time())
         for run_id in Run.objects.exclude(state__in=FINISHED).values_list("pk", flat=True):
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
             tasks.send(tasks.keep_logs)
+            tasks.send(tasks.sweep_batches)
+            tasks.send(tasks.roll_up)
+        if streams.client().set("watch:sweep-old", self.name, nx=True, ex=600):
+            tasks.send(tasks.sweep_logs)
         for receiver, answer in signals.tick.send_robust(Watch):
             if isinstance(answer, Exception):
                 log.error("%s failed on a tick", receiver, exc_info=answer)

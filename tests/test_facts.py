@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nodes.facts import Environment, Facts, Gpu, Process, probe_answer
-from nodes.remote import probe
+from nodes.remote import readings
 
 CAPTURED = Path(__file__).parent / "facts"
 
@@ -26,7 +26,8 @@ def captured(path: Path) -> Any:
 def test_a_captured_output_is_read_as_it_was_meant(path: Path) -> None:
     case = captured(path)
     output = case["output"] if "output" in case else "\n".join(case["lines"])
-    assert getattr(probe, case["parser"])(output) == case["facts"]
+    found = getattr(readings, case["parser"])(output)
+    assert json.loads(json.dumps(found)) == case["facts"]
 
 
 def test_a_real_nodes_answer_becomes_facts() -> None:
@@ -38,6 +39,21 @@ def test_a_real_nodes_answer_becomes_facts() -> None:
     assert facts.gpu_processes[0].gpu_uuid == facts.gpus[1].uuid
     assert facts.gpu_links == ("NV18",)
     assert facts.engine == "cuda"
+
+
+def test_two_environments_with_the_same_packages_have_one_fingerprint() -> None:
+    names = ["Ray-2.60.0.dist-info", "typing_extensions-4.15.0.dist-info", "vllm", "broken.dist-info"]
+    found = readings.parse_distributions(names)
+    assert found == ["ray==2.60.0", "typing-extensions==4.15.0"]
+    fingerprint = readings.set_fingerprint("3.11.7", found)
+    assert fingerprint == readings.set_fingerprint("3.11.7", reversed(found))
+    assert fingerprint != readings.set_fingerprint("3.11.8", found)
+    assert fingerprint != readings.set_fingerprint("3.11.7", found[1:])
+
+
+@pytest.mark.parametrize("text", ["00000000:3B:00.0", "0000:3b:00", "3b:00", "0000:3b:00.0 "])
+def test_a_pci_address_is_the_same_however_it_is_written(text: str) -> None:
+    assert readings.short_bus(text) == "3b:00"
 
 
 def test_a_node_that_told_nothing_still_has_facts() -> None:
@@ -82,7 +98,7 @@ def test_the_best_python_is_a_supported_one_that_makes_environments() -> None:
         return {"python": version, "python_path": f"/usr/bin/python{version}", "python_has_venv": venv}
 
     def chosen(*candidates: dict[str, Any]) -> str:
-        return str(probe.choose_python(candidates).get("python", ""))
+        return str(readings.choose_python(candidates).get("python", ""))
 
     assert chosen(candidate("3.9.18"), candidate("3.11.7"), candidate("3.12.1")) == "3.11.7"
     assert chosen(candidate("3.12.1", venv=False), candidate("3.11.7")) == "3.11.7"
@@ -102,4 +118,4 @@ def test_the_best_python_is_a_supported_one_that_makes_environments() -> None:
     ],
 )
 def test_secrets_in_other_peoples_command_lines_are_masked(command: str, shown: str) -> None:
-    assert probe.shown_command(command) == shown
+    assert readings.shown_command(command) == shown

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +56,36 @@ def ended(place: Path) -> Callable[[], bool]:
     return (place / "exit").exists
 
 
+def test_a_start_that_is_said_twice_at_once_leaves_the_files_of_the_running_job_alone(host: Host, place: Path) -> None:
+    """The second one comes over a slow line: half of it is there when the job reads its files."""
+    text = 'until [ -e go ]; do sleep 0.05; done; sha256sum < data'
+    data = b"0123456789abcdef" * 65536
+    work = command("sh", "-c", text, cwd=str(place)).with_files({"data": data})
+    content = {"run": job.run_script(work), "runner": job._RUNNER, **work.files}
+    slow = subprocess.Popen(["sh", "-euc", job._LAUNCH, "sh", str(place)], stdin=subprocess.PIPE)
+    assert slow.stdin is not None
+    with slow:
+        until(lambda: unpacks(slow.pid))
+        job.start(host, str(place), work)
+        runner(place)
+        archive = job._tar({"data": data, **content})
+        slow.stdin.write(archive[: len(data) // 2])
+        slow.stdin.flush()
+        until(lambda: [path for path in place.rglob("data") if 0 < path.stat().st_size < len(data)])
+        (place / "go").touch()
+        until(ended(place))
+        slow.stdin.write(archive[len(data) // 2 :])
+    assert slow.returncode == 0
+    assert (place / "log").read_text().split()[0] == hashlib.sha256(data).hexdigest()
+    assert list(place.glob("new.*")) == []
+
+
+def unpacks(shell: int) -> bool:
+    """Whether the shell's child is tar."""
+    children = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+    return any(Path(f"/proc/{child}/comm").read_text() == "tar\n" for child in children)
+
+
 def runner(place: Path) -> int:
     until((place / "pid").exists)
     return int((place / "pid").read_text().split()[0])
@@ -63,22 +96,25 @@ class Observer:
 
     def __init__(self, host: Host, *mark: str) -> None:
         self.channel = host.open(python("python3", OBSERVER, *mark))
-        self.logs: dict[str, bytes] = {}
+        self.logs: dict[str, bytearray] = {}
         self.ends: dict[str, dict[str, Any]] = {}
         self.samples: list[dict[str, Any]] = []
+        self.who: list[list[list[Any]]] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def follow(self, name: str, place: Path, at: int = 0) -> None:
-        self.channel.write(json.dumps({"follow": name, "dir": str(place), "at": at}).encode() + b"\n")
+    def follow(self, name: str, place: Path, at: int = 0, keep: int = 0) -> None:
+        order = {"follow": name, "dir": str(place), "at": at, "keep": keep}
+        self.channel.write(json.dumps(order).encode() + b"\n")
 
     def _read(self) -> None:
         for message, data in Frames(self.channel):
             if "log" in message:
-                so_far = self.logs.setdefault(message["log"], b"")
-                self.logs[message["log"]] = so_far + data
+                self.logs.setdefault(message["log"], bytearray()).extend(data)
             elif "end" in message:
                 self.ends[message["end"]] = message
+            elif "who" in message:
+                self.who.append(message["who"])
             else:
                 self.samples.append(message["sample"])
 
@@ -98,7 +134,7 @@ def observer(host: Host) -> Iterator[Observer]:
 def test_a_job_leaves_its_log_and_its_status(host: Host, place: Path) -> None:
     job.start(host, str(place), script("echo out; echo err >&2; exit 3"))
     until(ended(place))
-    assert (place / "exit").read_text() == "3\n"
+    assert (place / "exit").read_text().strip() == "3"
     assert sorted((place / "log").read_text().split()) == ["err", "out"]
 
 
@@ -189,23 +225,29 @@ def test_memory_and_cpu_are_sampled_once_a_second(host: Host, observer: Observer
     used, total = last["mem"]
     assert 0 < used < total
     assert 0 <= last["cpu"] <= 100
+    assert 0 < last["disk"][0] < last["disk"][1]
     assert 0.8 < (last["t"] - first["t"]) / (len(observer.samples) - 1) < 1.5
 
 
 def test_gpus_are_sampled_through_nvidia_smi(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = tmp_path / "bin" / "nvidia-smi"
     stand_in.parent.mkdir()
-    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs once a second\nwhile :; do\n"
-                        "echo '0, 21100, 23028, 74, 63, 139.2'; echo '1, 0, 23028, [N/A], 40, 15.0'; sleep 1; done\n")
+    stand_in.write_text("#!/bin/sh\n# stand-in: replays two GPUs and a process once a second\n"
+                        "while :; do case $1 in *compute*) printf 'GPU-b, %s, 512\\n' $PPID;;\n"
+                        "*) echo '0, 21100, 23028, 74, 63, 139.2, GPU-a'\n"
+                        "echo '1, 0, 23028, [N/A], 40, 15.0, GPU-b';;\n"
+                        "esac; sleep 1; done\n")
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
-    watching = Observer(LocalHost())
-    until(lambda: watching.samples and len(watching.samples[-1]["gpus"]) == 2)
+    monkeypatch.setenv("QD_JOB", "/root/jobs/a-job")
+    watching = Observer(LocalHost(), "/", "--api-key", "hunter2")
+    until(lambda: watching.samples and len(watching.samples[-1]["gpus"]) == 2 and any(watching.who))
     watching.close()
-    assert watching.samples[-1]["gpus"] == [
-        {"i": 0, "used": 21100.0, "total": 23028.0, "util": 74.0, "temp": 63.0, "power": 139.2},
-        {"i": 1, "used": 0.0, "total": 23028.0, "util": None, "temp": 40.0, "power": 15.0},
-    ]
+    assert watching.samples[-1]["gpus"] == [[0, 21100, 23028, 74, 63, 139.2], [1, 0, 23028, None, 40, 15]]
+    (gpu, pid, used, user, command, job), = watching.who[-1]
+    assert (gpu, used, user, job) == (1, 512, getpass.getuser(), "a-job")
+    assert pid
+    assert command.startswith("python3 -c")
 
 
 def test_the_observer_ends_with_its_connection(host: Host, tmp_path: Path) -> None:
@@ -225,9 +267,25 @@ def command_lines() -> list[list[bytes]]:
     return found
 
 
+def test_the_beginning_of_a_long_log_is_let_go_of_and_offsets_stay(host: Host, observer: Observer, place: Path) -> None:
+    flood = "import sys; [sys.stdout.write('%099d\\n' % n) for n in range(300_000)]"
+    job.start(host, str(place), command(sys.executable, "-c", flood))
+    observer.follow("a", place, keep=1 << 20)
+    until(lambda: "a" in observer.ends)
+    assert len(observer.logs["a"]) == 30_000_000
+    kept = int((place / "log.kept").read_text())
+    assert kept % 4096 == 0
+    assert 30_000_000 - kept < (1 << 20) + (17 << 20)
+    assert (place / "log").stat().st_size == 30_000_000
+    assert (place / "log").stat().st_blocks * 512 < 30_000_000 - kept + (1 << 20)
+    first = job.read_log(host, str(place), 5, 100)
+    assert (first.start, first.data) == (kept, bytes(observer.logs["a"][kept : kept + 100]))
+    assert job.read_log(host, str(place), 29_999_995, 100) == (29_999_995, b"9999\n")
+
+
 def test_a_piece_of_the_log_is_read_by_offset(host: Host, place: Path) -> None:
     job.start(host, str(place), command("printf", "%s", "0123456789"))
     until(ended(place))
-    assert job.read_log(host, str(place), 3, 4) == b"3456"
-    assert job.read_log(host, str(place), 8, 100) == b"89"
-    assert job.read_log(host, str(place), 50, 100) == b""
+    assert job.read_log(host, str(place), 3, 4) == (3, b"3456")
+    assert job.read_log(host, str(place), 8, 100) == (8, b"89")
+    assert job.read_log(host, str(place), 50, 100) == (50, b"")

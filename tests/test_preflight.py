@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nodes.facts import Environment, Facts, Gpu, Process
+from nodes.facts import Environment, Facts, Gpu, Process, Xid
 from nodes.preflight import GIB, MIB, Finding, Severity, findings
 
 REAL = Facts.from_json(json.loads((Path(__file__).parent / "facts" / "node" / "h200x2.json").read_text()))
@@ -75,6 +75,7 @@ def test_the_real_node_is_warned_about_its_name_and_the_program_on_its_gpu() -> 
         (changed(CPU, accelerators=("nvidia",), gpu_error="nvidia-smi failed: no X."), "failed: no X."),
         (changed(CPU, machine="riscv64"), "processors of the kind riscv64"),
         (changed(CPU, os="CentOS Linux 7", glibc="2.17"), "CentOS Linux 7 is too old"),
+        (changed(CPU, index="https://m.invalid/simple", index_error="timed out"), "m.invalid/simple does not answer"),
     ],
 )  # fmt: skip
 def test_what_makes_preparing_fail_blocks(facts: Facts, said: str) -> None:
@@ -98,6 +99,12 @@ def test_what_makes_preparing_fail_blocks(facts: Facts, said: str) -> None:
         (changed(CPU, accelerators=("ascend",)), "an accelerator by Huawei Ascend"),
         (with_gpu(mig=True), "is split into instances (MIG)"),
         (with_gpu(ecc_errors=3), "has had 3 memory errors"),
+        (changed(with_gpu(bus="3b:00"), gpu_xids=(Xid("3b:00", 79, 2),)),
+         "GPU 0 has reported the error Xid 79, 2 times since the start: it fell off the bus"),
+        (changed(GOOD, gpu_xids=(Xid("af:00", 31),)), "GPU af:00 has reported the error Xid 31"),
+        (changed(GOOD, package_manager="apt-get", tools=("git",)), "There is no C compiler"),
+        (changed(CPU, accelerators=("amd",), accelerator_names=("AMD Instinct MI300X",) * 2),
+         "an accelerator by 2 × AMD Instinct MI300X, which Quarterdeck does not support yet"),
         (with_gpu(memory_used_mib=2048), "2048 MiB of GPU 0 are in use by a program that cannot be seen"),
         (changed(CPU, leftovers=(Process(7, "ann", "ray::x"), Process(9, "bob", "raylet"))),
          "process 7, 9 of ann, bob"),
@@ -119,6 +126,8 @@ def test_what_only_makes_things_worse_warns(facts: Facts, said: str) -> None:
         changed(CPU, machine="aarch64", cpu_flags=()),
         changed(CPU, hostname_address="", errors={"resolution": "TimeoutError"}),
         changed(GOOD, cpu_flags=(), accelerators=("amd", "nvidia")),
+        changed(GOOD, package_manager="apt-get", tools=("cc", "git")),
+        changed(CPU, package_manager="dnf"),
         with_gpu(driver="580.65.06", compute_capability="7.5"),
         with_gpu(driver="", compute_capability="", memory_used_mib=1023),
         changed(GOOD, leftovers=(Process(7, "root", "ray::x", ours=True),)),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from django.db import close_old_connections, connection
 from django.utils import timezone
+from pytest_django import Settings
 
 from controlplane import streams
 from controlplane.lifecycle import Event
@@ -25,6 +26,7 @@ from nodes.remote.errors import CommandFailed, Unreachable
 from nodes.remote.local import LocalHost
 from nodes.runs import Done, StepKind, Story, Waiting
 from nodes.states import JobState, RunState
+from nodes.telemetry.filing import Filing
 from nodes.watch import Frames, Watch, Watcher
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
@@ -273,7 +275,7 @@ def test_a_launch_that_failed_does_not_keep_the_next_run_waiting(
         patched.setattr(remote_job, "start", full_disk)
         runs.advance(run.pk)
     assert run.fresh().state == RunState.FAILED
-    assert "No space left on device" in run.fresh().reason
+    assert "The disk of here is full" in run.fresh().reason
     advance_until(begin(node, "one"), RunState.DONE)
 
 
@@ -306,7 +308,7 @@ def test_patience_with_a_host_begins_with_its_first_failure(node: Node, valkey: 
 
 def test_a_node_has_no_say_over_another_nodes_jobs(node: Node, valkey: str) -> None:
     job = Job.objects.create(node=node, name="talk", state=JobState.RUNNING)
-    other = Watcher(Node(pk=77, name="other", kind=Node.Kind.LOCAL, root="/nowhere"))
+    other = Watcher(Node(pk=77, name="other", kind=Node.Kind.LOCAL, root="/nowhere"), Filing())
     channel = LocalHost().open(script("cat"))
     forged = {"log": str(job.pk), "at": 0, "size": 3}
     other._file(channel, forged, b"lie")
@@ -339,7 +341,37 @@ def test_an_ended_log_is_archived_and_can_be_read_without_its_node(node: Node, w
     streams.client().delete(streams.log_key(job.pk))
     whole = b"".join(logs.read_all(job.fresh()))
     assert whole == b"".join(b"%d\n" % n for n in range(1, 300001))
-    assert logs.read(job, 10, 4) == whole[10:14]
+    assert logs.read(job, 10, 4).data == whole[10:14]
+
+
+def test_what_old_jobs_left_is_removed_here_and_there(node: Node, watch: Watch, settings: Settings) -> None:
+    kind("talk", "echo old")
+    job = advance_until(begin(node, "talk"), RunState.DONE).steps.get().job
+    assert job is not None
+    tasks.job_over(str(job.pk))
+    place = Path(logs.place(job))
+    assert logs.sweep() == 0
+    assert place.exists()
+    Job.objects.filter(pk=job.pk).update(ended_at=timezone.now() - timedelta(days=settings.LOG_DAYS + 1))
+    assert logs.sweep() == 1
+    assert not place.exists()
+    assert not job.archive.exists()
+    assert logs.sweep() == 0
+
+
+def test_of_a_log_that_is_too_long_for_the_archive_its_end_is_kept(
+    node: Node, watch: Watch, settings: Settings
+) -> None:
+    settings.LOG_ARCHIVE_BYTES = 1000
+    kind("talk", "seq 1 3000")
+    job = advance_until(begin(node, "talk"), RunState.DONE).steps.get().job
+    assert job is not None
+    tasks.job_over(str(job.pk))
+    whole = (Path(logs.place(job)) / "log").read_bytes()
+    shutil.rmtree(logs.place(job))
+    job = job.fresh()
+    assert b"".join(logs.read_all(job, len(whole) - 1000)) == whole[-1000:]
+    assert logs.times(job, 0, len(whole))
 
 
 def test_each_change_of_state_left_an_event(node: Node, watch: Watch) -> None:
@@ -348,3 +380,31 @@ def test_each_change_of_state_left_an_event(node: Node, watch: Watch) -> None:
     events = Event.objects.filter(subject=run.subject).order_by("pk")
     assert [(event.old, event.new) for event in events] == [("waiting", "running"), ("running", "done")]
     close_old_connections()
+
+
+def test_a_run_is_advanced_by_one_worker_at_a_time_for_as_long_as_it_takes(
+    node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_LEASE_SECONDS", 1)
+    begun: list[int] = []
+
+    def slowly(run_id: int) -> None:
+        begun.append(run_id)
+        if len(begun) == 1:
+            time.sleep(2)
+            tasks.advance_run(run_id)  # as another worker would: the lease of a second is held all the same
+
+    monkeypatch.setattr(runs, "advance", slowly)
+    again: list[int] = []
+    monkeypatch.setattr(tasks, "send", lambda task, run_id: again.append(run_id))
+    tasks.advance_run(7)
+    assert (begun, again) == ([7], [7])
+    tasks.advance_run(7)
+    assert begun == [7, 7]
+
+
+def test_a_killed_worker_holds_a_run_up_for_seconds(node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[float] = []
+    monkeypatch.setattr(runs, "advance", lambda run_id: held.append(streams.client().ttl(f"advancing:{run_id}")))
+    tasks.advance_run(7)
+    assert 0 < held[0] < 10, "whoever dies now leaves the lease behind for so long"

@@ -16,6 +16,16 @@ from nodes.remote.command import Command
 
 
 @dataclass(frozen=True)
+class Lock:
+    """The environment that a cluster's first node ended with: Python's version and every package."""
+
+    python: str
+    distributions: tuple[str, ...]
+    fingerprint: str  # as in `Environment.fingerprint`
+    node: str = ""  # whose it is, for people
+
+
+@dataclass(frozen=True)
 class Site:
     """Where things are on one node, and where it installs from. Paths are absolute."""
 
@@ -23,10 +33,22 @@ class Site:
     pip_index: str = ""  # empty: whatever pip on the node is configured for
     torch_cpu_index: str = ""  # asked for PyTorch's CPU build, where the node's own index does not have it
     python: str = ""  # the interpreter environments are made with; empty: the one in the facts
+    extra_index: str = ""  # asked besides the index
+    kind: str = "venv"  # how the environment is made: "venv", "conda", or "existing": it is there
+    path: str = ""  # conda: where conda itself is, or goes; existing: the environment's directory
+    installer: str = ""  # conda: a URL, or a path on the node
+    conda_python: str = ""  # the Python that conda is asked for
+    wheels: bool = False  # nothing is fetched: packages come from `wheelhouse`
+    lock: Lock | None = None  # what the first node of the cluster has, for the others to have too
 
     @property
     def environment(self) -> str:
         return f"{self.root}/env"
+
+    @property
+    def wheelhouse(self) -> str:
+        """Where wheels are put that the control plane pushes."""
+        return f"{self.root}/wheels"
 
     @property
     def interpreter(self) -> str:

@@ -1,16 +1,14 @@
 """Runs on a node and prints what is there as one JSON object: stdlib only, Python 3.8 or newer.
 
-    python3 - [ROOT] < probe.py
+    python3 -c PROBE ROOT [-]      (PROBE: nodes.facts; "-": options follow as JSON on standard input)
 
 Every fact is observed on its own: one that cannot be leaves its key out and its reason under ``errors``.
-Nothing is changed on the node. The ``parse_…`` functions are pure and are imported by the tests.
+Nothing is changed on the node. What is observed is read by the pure functions of `nodes.remote.readings`.
 """
 
 from __future__ import annotations
 
-import csv
 import ctypes
-import io
 import json
 import os
 import platform
@@ -21,150 +19,54 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable  # noqa: UP035 - the newer places are not in Python 3.8
+from typing import Callable, Dict, Iterable  # noqa: UP035 - the newer places are not in Python 3.8
 
-Fact = Dict[str, Any]  # noqa: UP006 - evaluated, and Python 3.8 has no dict[…]
+from nodes.remote.readings import (
+    Fact,
+    choose_python,
+    parse_blocks,
+    parse_cpuinfo,
+    parse_cuda_version,
+    parse_default_interface,
+    parse_distributions,
+    parse_gpu_links,
+    parse_gpu_processes,
+    parse_gpus,
+    parse_listening,
+    parse_meminfo,
+    parse_mounts,
+    parse_os_release,
+    parse_packages,
+    parse_pci,
+    parse_pip_config,
+    parse_xids,
+    set_fingerprint,
+    shown_command,
+)
 
 TIMEOUT = 10.0  # seconds for a sub-command; nvidia-smi needs some when no driver is kept loaded
-PACKAGES = ("vllm", "ray", "torch", "transformers")
-OLDEST, NEWEST = (3, 11), (3, 14)  # the Pythons that vLLM has wheels for
+INDEX_SECONDS = 3.0
 
 GPU_FIELDS = (
-    "index", "name", "uuid", "memory.total", "memory.used", "driver_version", "compute_cap",
-    "mig.mode.current", "ecc.errors.uncorrected.volatile.total",
+    "index", "name", "uuid", "memory.total", "memory.used", "memory.free", "driver_version", "compute_cap",
+    "mig.mode.current", "ecc.errors.uncorrected.volatile.total", "pci.bus_id",
 )  # fmt: skip
 PROCESS_FIELDS = ("pid", "gpu_uuid", "used_memory")
-
-VENDORS = {"0x10de": "nvidia", "0x1002": "amd", "0x19e5": "ascend"}
-# PCI base classes "display controller" and "processing accelerator".
-ACCELERATOR_CLASSES = ("0x03", "0x12")
+TOOLS = ("cc", "git", "curl", "rsync", "sudo", "pdsh")
 
 LEFTOVER = re.compile(
     r"(?:^|/)(?:gcs_server|raylet)(?:\s|$)|^ray::|^VLLM::|\bray start\b|\bvllm serve\b|\bvllm\.entrypoints\b"
 )
-SECRET_ARGUMENT = re.compile(r"((?:key|token|password|secret)[\w-]*[= ])\S+", re.IGNORECASE)
 
-
-# --- pure readings of what commands and files say
-
-
-def parse_table(text: str) -> list[dict[str, str]]:
-    """Rows of nvidia-smi's ``--format=csv`` by column name, units or not; "" for what it does not know."""
-    rows = list(csv.reader(io.StringIO(text), skipinitialspace=True))
-    if not rows:
-        return []
-    names = [name.split(" [")[0].strip() for name in rows[0]]
-    return [dict(zip(names, map(_plain, row))) for row in rows[1:] if len(row) == len(names)]  # noqa: B905 - 3.10
-
-
-def _plain(value: str) -> str:
-    value = value.strip()
-    if value.startswith("[") or value == "N/A":
-        return ""
-    return re.sub(r" (MiB|%|W|MHz)$", "", value)
-
-
-def _number(text: str) -> int:
-    return int(float(text)) if text else 0
-
-
-def parse_gpus(text: str) -> list[Fact]:
-    """GPUs from ``nvidia-smi --query-gpu=… --format=csv``, whichever columns were asked. Memory in MiB."""
-    return [
-        {
-            "index": _number(row.get("index", "")),
-            "name": row.get("name", ""),
-            "uuid": row.get("uuid", ""),
-            "memory_total_mib": _number(row.get("memory.total", "")),
-            "memory_used_mib": _number(row.get("memory.used", "")),
-            "driver": row.get("driver_version", ""),
-            "compute_capability": row.get("compute_cap", ""),
-            "mig": row.get("mig.mode.current", "") == "Enabled",
-            "ecc_errors": _number(row.get("ecc.errors.uncorrected.volatile.total", "")),
-        }
-        for row in parse_table(text)
-    ]
-
-
-def parse_gpu_processes(text: str) -> list[Fact]:
-    """Who holds GPU memory, from ``nvidia-smi --query-compute-apps=… --format=csv``; memory in MiB."""
-    return [
-        {
-            "pid": _number(row.get("pid", "")),
-            "gpu_uuid": row.get("gpu_uuid", ""),
-            "used_mib": _number(row.get("used_gpu_memory", row.get("used_memory", ""))),
-        }
-        for row in parse_table(text)
-    ]
-
-
-def parse_gpu_links(text: str) -> list[str]:
-    """How the GPUs reach each other, from ``nvidia-smi topo -m``: the distinct links, as "NV18" or "SYS"."""
-    rows = [line.split() for line in text.splitlines() if re.match(r"GPU\d+\s", line)]
-    cells = (cell for row in rows for cell in row[1 : len(rows) + 1])
-    return sorted({cell for cell in cells if re.match(r"(NV\d+|PIX|PXB|PHB|NODE|SYS)$", cell)})
-
-
-def parse_os_release(text: str) -> str:
-    match = re.search(r'^PRETTY_NAME="?(.*?)"?$', text, re.MULTILINE)
-    return match.group(1) if match else ""
-
-
-def parse_cpuinfo(text: str) -> Fact:
-    """Model and the vector extensions that CPU inference needs."""
-    model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    words = flags.group(1).split() if flags else []
-    return {
-        "cpu_model": model.group(1) if model else "",
-        "cpu_flags": sorted({word for word in words if word.startswith(("avx2", "avx512", "amx"))}),
-    }
-
-
-def parse_meminfo(text: str) -> dict[str, int]:
-    """The sizes of /proc/meminfo in bytes."""
-    return {name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
-
-
-def parse_listening(text: str) -> list[int]:
-    """Listening ports of /proc/net/tcp or tcp6."""
-    rows = (line.split() for line in text.splitlines()[1:])
-    listen = "0A"
-    return sorted({int(row[1].rsplit(":", 1)[1], 16) for row in rows if len(row) > 3 and row[3] == listen})
-
-
-def parse_default_interface(text: str) -> str:
-    """The interface of the IPv4 default route in /proc/net/route."""
-    rows = (line.split() for line in text.splitlines()[1:])
-    return next((row[0] for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"), "")
-
-
-def parse_packages(names: Iterable[str]) -> dict[str, str]:
-    """Versions of the packages that matter, from the names of dist-info directories."""
-    pairs = (name[: -len(".dist-info")].split("-", 1) for name in names if name.endswith(".dist-info"))
-    return {pair[0]: pair[1] for pair in sorted(pairs) if len(pair) == 2 and pair[0] in PACKAGES}
-
-
-def choose_python(candidates: Iterable[Fact]) -> Fact:
-    """The best interpreter: one that vLLM supports, then one that makes environments, then the first found.
-
-    The first is the one that ``python3`` means on the node: what its owner chose beats what is merely newer.
-    """
-
-    def rank(candidate: Fact) -> tuple[bool, bool]:
-        version = tuple(int(part) for part in candidate["python"].split("."))
-        return OLDEST <= version[:2] <= NEWEST, candidate["python_has_venv"]
-
-    return max(candidates, key=rank, default={})
-
-
-def shown_command(command: str) -> str:
-    """A command line as people may see it: values of keys and tokens masked, at most 200 characters."""
-    return SECRET_ARGUMENT.sub(r"\1•••", command)[:200]
+OPTIONS: Dict[str, str] = {}  # noqa: UP006 - what was asked on standard input
 
 
 # --- observing
@@ -243,6 +145,16 @@ def disk(root: Path) -> Fact:
     return {"disk_free": usage.free, "disk_total": usage.total}
 
 
+def disks(root: Path) -> Fact:
+    """Every disk with its room; network file systems are left out, as one that hangs would hang this too."""
+    found = []
+    for device, place in parse_mounts(read("/proc/mounts")):
+        with suppress(OSError):
+            usage = shutil.disk_usage(place)
+            found.append({"device": device, "mount": place, "total": usage.total, "free": usage.free})
+    return {"disks": found}
+
+
 def interpreter(path: Path) -> Fact:
     """What an interpreter says of itself, or nothing. The one beneath is named in place of a venv's."""
     code = (
@@ -275,7 +187,10 @@ def python_candidates() -> list[Path]:
 
 def pythons(root: Path) -> Fact:
     with ThreadPoolExecutor(4) as pool:
-        return choose_python([fact for fact in pool.map(interpreter, python_candidates()) if fact])
+        found = [fact for fact in pool.map(interpreter, python_candidates()) if fact]
+    names = {"version": "python", "path": "python_path", "has_venv": "python_has_venv"}
+    every = {one["python_path"]: {name: one[key] for name, key in names.items()} for one in found}
+    return {**choose_python(found), "pythons": list(every.values())}
 
 
 class _Interface(ctypes.Structure):
@@ -337,14 +252,78 @@ def resolution(root: Path) -> Fact:
 
 
 def accelerators(root: Path) -> Fact:
-    """Makers of the accelerators on the PCI bus or in /dev, whether or not a driver is installed."""
-    found = set()
-    for device in Path("/sys/bus/pci/devices").glob("*"):
-        if read_or_empty(device / "class").startswith(ACCELERATOR_CLASSES):
-            found.add(VENDORS.get(read_or_empty(device / "vendor").strip(), ""))
-    found |= {"amd"} if Path("/dev/kfd").exists() else set()
-    found |= {"ascend"} if any(Path("/dev").glob("davinci[0-9]*")) else set()
-    return {"accelerators": sorted(found - {""})}
+    """Makers and names of the accelerators on the PCI bus or in /dev, whether or not a driver is installed."""
+    devices = sorted(Path("/sys/bus/pci/devices").glob("*"))
+    parts = ("class", "vendor", "device")
+    lines = [" ".join(read_or_empty(device / part).strip() for part in parts) for device in devices]
+    found = parse_pci("\n".join(lines))
+    makers = {"amd"} if Path("/dev/kfd").exists() else set()
+    makers |= {"ascend"} if any(Path("/dev").glob("davinci[0-9]*")) else set()
+    return {**found, "accelerators": sorted(makers.union(found["accelerators"]))}
+
+
+def tools(root: Path) -> Fact:
+    """Programs that steps need, and what installs more of them."""
+    managers = (name for name in ("apt-get", "dnf") if shutil.which(name))
+    return {"tools": [name for name in TOOLS if shutil.which(name)], "package_manager": next(managers, "")}
+
+
+def kept_blocks(root: Path) -> Fact:
+    """What Quarterdeck keeps in files that are not its own: file → name → content; and clusters' keys."""
+    ssh = Path.home() / ".ssh"
+    places = {name: ssh / name for name in ("authorized_keys", "known_hosts", "config")}
+    places["hosts"] = Path("/etc/hosts")
+    blocks = {name: parse_blocks(read_or_empty(path)) for name, path in places.items()}
+    keys = {path.name[len("quarterdeck_") : -len(".pub")]: read_or_empty(path).strip()
+            for path in ssh.glob("quarterdeck_*.pub") if path.with_suffix("").exists()}  # fmt: skip
+    return {"blocks": {name: found for name, found in blocks.items() if found}, "cluster_keys": keys}
+
+
+def index(root: Path) -> Fact:
+    """Whether the package index answers: asked while the environment is not complete, and pip has no other source."""
+    configured = pip_configuration()
+    complete = read_or_empty(stamp_of(root)).strip().endswith("verified")
+    if "index" not in OPTIONS or complete or "find-links" in configured or "no-index" in configured:
+        return {}
+    url = OPTIONS["index"] or configured.get("index-url") or OPTIONS.get("default_index", "")
+    said: list[str] = []
+    asking = threading.Thread(target=lambda: said.append(reach(url)), daemon=True)  # a resolver can hang
+    asking.start()
+    asking.join(INDEX_SECONDS)
+    return {"index": shown_url(url), "index_error": said[0] if said else "no answer"} if url else {}
+
+
+def pip_configuration() -> Fact:
+    """pip's own, the later place winning: /etc, the user's, the environment's variables."""
+    home = Path.home()
+    places = [Path(folder, "pip.conf") for folder in ("/etc", "/etc/xdg/pip", home / ".pip", home / ".config/pip")]
+    found: Fact = {}
+    for path in places:
+        found.update(parse_pip_config(read_or_empty(path)))
+    for name in ("index-url", "find-links", "no-index"):
+        value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+        found.update({name: value} if value else {})
+    return found
+
+
+def shown_url(url: str) -> str:
+    """The address without the user and password that may stand in it."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def reach(url: str) -> str:
+    """Why an address does not answer; empty when it does, whatever it answers."""
+    try:
+        question = urllib.request.Request(shown_url(url).rstrip("/") + "/pip/", method="HEAD")  # noqa: S310
+        urllib.request.urlopen(question, timeout=INDEX_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        return "" if error.code < 500 else f"it answers with status {error.code}"
+    except urllib.error.URLError as error:
+        return "" if "CERTIFICATE" in str(error.reason) else str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def query(what: str, fields: Iterable[str]) -> str:
@@ -371,6 +350,19 @@ def gpus(root: Path) -> Fact:
     return {"gpus": found, "gpu_error": "", "gpu_links": links}
 
 
+def gpu_software(root: Path) -> Fact:
+    """The newest CUDA that the driver runs, and the errors that it told the kernel, where the log may be read."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    cuda = parse_cuda_version(ask("nvidia-smi")[1])
+    try:
+        status, log, _ = ask("dmesg")
+        status, log, _ = (status, log, "") if status == 0 else ask("journalctl", "-k", "-b", "-o", "cat", "--no-pager")
+    except OSError:
+        status, log = 1, ""
+    return {"cuda": cuda, **({"gpu_xids": parse_xids(log)} if status == 0 else {})}
+
+
 def gpu_processes(root: Path) -> Fact:
     if not shutil.which("nvidia-smi"):
         return {}
@@ -386,7 +378,7 @@ def process(pid: int, root: Path) -> Fact:
     except OSError:
         return {"user": "", "command": "", "ours": False}
     # vLLM and Ray overwrite their command line and environment; what is mapped tells whose Python it is.
-    ours = f" {root.resolve()}/env/" in read_or_empty(folder / "maps")
+    ours = f" {(root / 'env').resolve()}/" in read_or_empty(folder / "maps")
     return {"user": user, "command": shown_command(command), "ours": ours}
 
 
@@ -428,14 +420,28 @@ def stat(pid: int) -> tuple[int, int]:
 def environment(root: Path) -> Fact:
     path = root / "env"
     sites = sorted(path.glob("lib/python3*/site-packages"))
+    names = [path.name for path in sites[-1].iterdir()] if sites else []
+    python, every = interpreter(path / "bin/python").get("python", ""), parse_distributions(names)
     return {
         "environment": {
-            "path": str(path),
-            "python": interpreter(path / "bin/python").get("python", ""),
-            "packages": parse_packages(path.name for path in sites[-1].iterdir()) if sites else {},
-            "lock": read_or_empty(path / "quarterdeck.lock").strip(),
+            "path": os.readlink(path) if path.is_symlink() else str(path),  # noqa: PTH115 - Python 3.9
+            "python": python,
+            "packages": parse_packages(names),
+            "distributions": every,
+            "fingerprint": set_fingerprint(python, every) if python and every else "",
+            "lock": read_or_empty(stamp_of(root)).strip(),
+            "kind": _kind(path) if path.exists() else "",
         }
     }
+
+
+def _kind(path: Path) -> str:
+    return "existing" if path.is_symlink() else "conda" if (path / "conda-meta").is_dir() else "venv"
+
+
+def stamp_of(root: Path) -> Path:
+    """The file that says what was installed to the end; beside an environment that is somebody else's, not in it."""
+    return root / "env.lock" if (root / "env").is_symlink() else root / "env/quarterdeck.lock"
 
 
 def models(root: Path) -> Fact:
@@ -446,8 +452,8 @@ def models(root: Path) -> Fact:
 
 # Those that wait for a program come first: the others are done meanwhile.
 OBSERVERS: tuple[Callable[[Path], Fact], ...] = (
-    gpus, gpu_processes, resolution, pythons, environment, system, processors, memory, shared_memory, disk,
-    network, accelerators, leftovers, models,
+    index, gpus, gpu_software, gpu_processes, resolution, pythons, environment, system, processors, memory,
+    shared_memory, disk, disks, network, accelerators, tools, kept_blocks, leftovers, models,
 )  # fmt: skip
 
 
@@ -461,7 +467,7 @@ def observe(root: Path) -> Fact:
             return {"errors": {observer.__name__: f"{type(error).__name__}: {error}"}}
 
     facts: Fact = {"errors": {}}
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(8) as pool:
         for part in pool.map(guarded, OBSERVERS):
             facts["errors"].update(part.pop("errors", {}))
             facts.update(part)
@@ -470,6 +476,8 @@ def observe(root: Path) -> Fact:
 
 def main() -> None:
     given = sys.argv[1] if len(sys.argv) > 1 else "~/.quarterdeck"
+    if "-" in sys.argv[2:]:
+        OPTIONS.update(json.loads(sys.stdin.read() or "{}"))
     print(json.dumps(observe(Path(given).expanduser().absolute())))
 
 

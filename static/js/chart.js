@@ -1,25 +1,25 @@
-// A chart of the last hour. A gap in the samples is a gap in the line; colours come from the stylesheet.
+// A chart of one metric over the group's span. A gap in the samples is a gap in the line; colours come from the stylesheet.
 
 import { colour } from "./colour.js";
-import { follow, metric } from "./samples.js";
+import { metric } from "./samples.js";
 
-const HOUR = 3600;
 const LEAST = 300; // seconds shown at first, so that the first minutes are not a sliver at the edge
-const GAP = 5;
+const GAPS = 2.6; // a gap is longer than so many points
 
-function clock(seconds) {
-  return new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-}
+const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat(document.documentElement.lang, { month: "short", day: "numeric" });
 
-function columns(samples, value) {
+/** Times and values for uPlot; where samples are missing, a value is. */
+export function columns(samples, value, step) {
   const [times, values] = [[], []];
+  const longest = Math.max(5, GAPS * step);
   for (const sample of samples) {
-    if (times.length && sample.t - times.at(-1) > GAP) {
+    if (times.length && sample.t - times.at(-1) > longest) {
       times.push(times.at(-1) + 1);
       values.push(null);
     }
     times.push(sample.t);
-    values.push(value(sample));
+    values.push(value(sample) ?? null);
   }
   return [times, values];
 }
@@ -27,18 +27,22 @@ function columns(samples, value) {
 /** GiB as the server writes them (the filter `gib`). */
 const size = (gib) => gib.toFixed(gib >= 99.95 ? 0 : 1);
 
+/** A round number at or above the largest value. */
+function roof(values) {
+  const most = values.reduce((high, value) => Math.max(high, value ?? 0), 0);
+  const unit = 10 ** Math.floor(Math.log10(most || 1));
+  return [1, 2, 5, 10].map((times) => times * unit).find((top) => top >= most) ?? 1;
+}
+
 export class Chart {
-  constructor(figure) {
-    this.figure = figure;
-    this.metric = metric(figure.dataset.metric);
+  constructor(figure, group) {
+    Object.assign(this, { figure, group, metric: metric(figure.dataset.metric), data: [[], []] });
     this.plot = figure.querySelector("[data-plot]");
     this.now = figure.querySelector("[data-now]");
     this.unit = figure.querySelector("[data-of]");
     this.top = Number(figure.dataset.top) || 100;
-    this.data = [[], []];
     this.build();
     new ResizeObserver(() => this.u.setSize(this.size())).observe(this.plot);
-    follow(figure.dataset.node, (samples) => this.update(samples));
   }
 
   size() {
@@ -53,35 +57,45 @@ export class Chart {
     this.u = new window.uPlot({
       ...this.size(),
       legend: { show: false },
-      cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
+      cursor: { y: false, drag: { x: true, y: false, setScale: false }, points: { size: 6 }, sync: { key: "charts" } },
       padding: [6, 16, 0, 0],
-      scales: { x: { time: true, range: () => this.span() }, y: { range: () => [0, this.top] } },
+      scales: { x: { time: true, range: () => this.group.zoom ?? this.extent() }, y: { range: () => [0, this.top] } },
       axes: [
-        { ...axis, size: 24, space: 70, values: (u, marks) => marks.map(clock) },
+        { ...axis, size: 24, space: 70, values: (u, marks) => marks.map((mark) => this.group.months ? day.format(mark * 1000) : clock.format(mark * 1000)) },
         { ...axis, size: 38, splits: () => [0, this.top / 2, this.top], values: (u, marks) => marks.map(this.label) },
       ],
       series: [{}, { stroke: line, fill: line.replace(/^rgb\((.*)\)$/, "rgba($1, 0.1)"), width: 1.5, points: { show: false } }],
-      hooks: { setCursor: [() => this.tell()] },
+      hooks: { setCursor: [() => this.tell()], setSelect: [(u) => this.select(u)] },
     }, this.data, this.plot);
   }
 
   label = (mark) => mark.toFixed(Math.abs(mark - Math.round(mark)) < 0.05 || mark >= 100 ? 0 : 1);
 
-  span() {
+  /** What is drawn without a zoom: all there is, at most the span. */
+  extent() {
     const last = this.data[0].at(-1) ?? Date.now() / 1000;
-    const shown = Math.min(HOUR, Math.max(LEAST, last - (this.data[0][0] ?? last)));
-    return [last - shown, last];
+    return [last - Math.min(this.group.seconds, Math.max(LEAST, last - (this.data[0][0] ?? last))), last];
   }
 
-  update(samples) {
-    if (!this.figure.isConnected) return false;
-    const top = this.metric.top(samples.at(-1));
-    this.top = top || this.top;
+  /** What was dragged over becomes the whole width, of every chart of the group. */
+  select(u) {
+    if (u.select.width < 4) return;
+    const ends = [u.select.left, u.select.left + u.select.width].map((place) => u.posToVal(place, "x"));
+    u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+    this.group.show(ends);
+  }
+
+  update(samples, step) {
+    this.data = columns(samples, this.metric.value, step);
+    const top = samples.length ? this.metric.top(samples.at(-1)) : null;
+    this.top = top || (this.metric.top({ gpus: [], mem: [], disk: [] }) === null ? roof(this.data[1]) : this.top);
     if (top && this.unit.dataset.of) this.unit.textContent = this.unit.dataset.of.replace("{total}", size(top));
-    this.data = columns(samples, this.metric.value);
     this.u.setData(this.data);
     this.tell();
-    return true;
+  }
+
+  redraw() {
+    this.u.setData(this.data);
   }
 
   /** The number above the chart: the value under the pointer, else the last one. */

@@ -1,20 +1,125 @@
-// The charts of a page. They come anew when more is known of the node, and change their colours with the theme.
+// The charts of a page, in groups that share a span, a zoom and a pause. They come anew when more is known of the node, and
+// change their colours with the theme.
 
 import { Chart } from "./chart.js";
+import { listen, nameOf, newest, past } from "./samples.js";
 
-let charts = [];
+const SECONDS = { hour: 3600, day: 86400, month: 30 * 86400 };
+const AGAIN = { hour: 0, day: 60, month: 900 }; // seconds after which a longer span is asked for again
+const groups = [];
+
+/** The samples of one source in the span that its group shows. */
+class Track {
+  constructor(source, group) {
+    Object.assign(this, { source, group, charts: [], samples: [], step: 1, asked: 0 });
+    listen([nameOf(source)], (changed, skipped) => this.hear(changed, skipped));
+    this.load();
+  }
+
+  async load() {
+    const span = this.group.span;
+    this.asked = Date.now() / 1000;
+    try {
+      const { step, samples } = await past(this.source, span);
+      if (span !== this.group.span) return;
+      const last = samples.at(-1)?.t ?? 0;
+      const fresh = span === "hour" ? this.samples.filter((sample) => sample.t > last) : [];
+      Object.assign(this, { step, samples: [...samples, ...fresh] });
+      this.draw();
+    } catch {
+      // the server is away: the socket comes back with it, and asks again
+    }
+  }
+
+  hear(changed, skipped) {
+    if (!this.charts.some((chart) => chart.figure.isConnected)) return false;
+    if (this.group.span !== "hour") {
+      if (Date.now() / 1000 - this.asked > AGAIN[this.group.span]) this.load();
+      return true;
+    }
+    const name = nameOf(this.source);
+    const sample = newest.get(name);
+    if (changed.has(name) && sample.t > (this.samples.at(-1)?.t ?? 0)) {
+      this.samples.push(sample);
+      while (this.samples[0].t < sample.t - SECONDS.hour) this.samples.shift();
+      this.draw();
+    }
+    if (skipped) this.load();
+    return true;
+  }
+
+  draw() {
+    if (!this.group.paused) for (const chart of this.charts) chart.update(this.samples, this.step);
+  }
+}
+
+class Group {
+  constructor(root) {
+    Object.assign(this, { root, span: "hour", paused: false, zoom: null, charts: [], tracks: new Map() });
+    this.part = (name) => root.querySelector(`[data-${name}]`);
+    root.addEventListener("change", ({ target }) => target.name === "span" && this.look(target.value));
+    root.addEventListener("dblclick", () => this.show(null));
+    this.part("pause")?.addEventListener("click", () => this.pause(!this.paused));
+    this.part("unzoom")?.addEventListener("click", () => this.show(null));
+    this.adopt();
+  }
+
+  get seconds() {
+    return SECONDS[this.span];
+  }
+
+  get months() {
+    return this.span === "month";
+  }
+
+  adopt() {
+    this.charts = this.charts.filter((chart) => chart.figure.isConnected);
+    for (const figure of this.root.querySelectorAll("[data-chart]:not([data-started])")) {
+      figure.dataset.started = "";
+      const { source } = figure.dataset;
+      if (!this.tracks.has(source)) this.tracks.set(source, new Track(source, this));
+      const chart = new Chart(figure, this);
+      this.charts.push(chart);
+      this.tracks.get(source).charts.push(chart);
+      if (this.tracks.get(source).samples.length) this.tracks.get(source).draw();
+    }
+  }
+
+  look(span) {
+    Object.assign(this, { span, zoom: null });
+    this.pause(false);
+    for (const track of this.tracks.values()) {
+      track.samples = [];
+      track.load();
+    }
+    this.show(null);
+  }
+
+  pause(on) {
+    this.paused = on;
+    this.part("pause")?.setAttribute("aria-pressed", on);
+    if (!on) for (const track of this.tracks.values()) track.draw();
+  }
+
+  /** Show from one time to another (seconds); null: all of the span. */
+  show(ends) {
+    this.zoom = ends;
+    this.part("unzoom")?.toggleAttribute("hidden", ends === null);
+    for (const chart of this.charts) chart.redraw();
+  }
+}
 
 function start() {
-  charts = charts.filter((chart) => chart.figure.isConnected);
-  const fresh = document.querySelectorAll("[data-chart]:not([data-started])");
-  for (const figure of fresh) {
-    figure.dataset.started = "";
-    charts.push(new Chart(figure));
+  for (let at = groups.length - 1; at >= 0; at -= 1) if (!groups[at].root.isConnected) groups.splice(at, 1);
+  for (const root of document.querySelectorAll("[data-charts]")) {
+    const known = groups.find((group) => group.root === root);
+    if (known) known.adopt();
+    else groups.push(new Group(root));
   }
 }
 
 start();
-const recolour = () => charts.forEach((chart) => chart.build());
+const recolour = () => groups.forEach((group) => group.charts.forEach((chart) => chart.build()));
 document.addEventListener("htmx:oobAfterSwap", start);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 document.addEventListener("deck:theme", recolour);

@@ -1,70 +1,121 @@
-// Live tiles: a memory bar, a line of the last ten minutes, and numbers that keep their width.
+// A tile: one GPU, or the memory and CPU of a node that has none. Numbers keep their width.
 
-import { follow, metric } from "./samples.js";
+import { GPU, gpuOf, newest } from "./samples.js";
+import { holdersOf, shown } from "./holders.js";
+import { word } from "./words.js";
 
-const SECONDS = 600;
-const POINTS = 60;
+const MINUTES = 60;
+const GIB = 2 ** 30;
+const number = (value, digits, unit = "") => (value == null ? "–" : `${value.toFixed(digits)}${unit}`);
 
-function spark(samples, value) {
-  const end = samples.at(-1).t;
-  const sums = new Map();
-  for (const sample of samples) {
-    const place = Math.floor((sample.t - end + SECONDS) / (SECONDS / POINTS));
-    const found = value(sample);
-    if (place < 0 || found == null) continue;
-    const [sum, count] = sums.get(place) ?? [0, 0];
-    sums.set(place, [sum + found, count + 1]);
+/** The load of the last hour, a point a minute. Minutes without one are gaps. */
+export class Line {
+  constructor() {
+    this.minutes = new Map();
+    this.now = [0, 0, 0]; // the minute at hand: which, sum, count
   }
-  let path = "";
-  let before = -2;
-  for (const [place, [sum, count]] of sums) {
-    const point = `${((place / POINTS) * 300).toFixed(1)} ${(100 - sum / count).toFixed(1)}`;
-    path += `${place === before + 1 ? "L" : "M"}${point}`; // a gap stays a gap
-    before = place;
+
+  /** What the server kept. */
+  fill(times, values) {
+    times.forEach((at, place) => values[place] != null && this.minutes.set(at, values[place]));
   }
-  return path;
+
+  add(at, value) {
+    const minute = Math.floor(at / 60) * 60;
+    if (minute !== this.now[0]) this.now = [minute, 0, 0];
+    if (value == null) return;
+    this.now = [minute, this.now[1] + value, this.now[2] + 1];
+    this.minutes.set(minute, this.now[1] / this.now[2]);
+  }
+
+  path(at) {
+    const end = Math.floor(at / 60) * 60;
+    let path = "";
+    let before = null;
+    for (let minute = end - (MINUTES - 1) * 60; minute <= end; minute += 60) {
+      const value = this.minutes.get(minute);
+      if (value != null) {
+        const x = 300 - ((end - minute) / 60) * (300 / (MINUTES - 1));
+        path += `${before === minute - 60 ? "L" : "M"}${x.toFixed(1)} ${(100 - value).toFixed(1)}`;
+        if (before !== minute - 60) path += "h0.1"; // a single minute is a dot
+        before = minute;
+      }
+    }
+    for (const minute of this.minutes.keys()) if (minute < end - MINUTES * 60) this.minutes.delete(minute);
+    return path;
+  }
 }
 
-class Tile {
-  constructor(tile, node) {
-    this.tile = tile;
-    this.part = (name) => tile.querySelector(`[data-${name}]`);
-    this.memory = metric(tile.dataset.memory);
-    this.busy = metric(tile.dataset.busy);
-    follow(node, (samples) => this.update(samples));
+/** What a tile says of a sample: GiB, percent and so on; null where it is not known. */
+function reading(sample, index) {
+  if (index === null) {
+    const [used, total] = sample.mem;
+    return { used: used == null ? null : used / GIB, total: total == null ? null : total / GIB, load: sample.cpu };
+  }
+  const row = gpuOf(sample, index);
+  if (!row) return null;
+  return { used: row[GPU.USED] / 1024, total: row[GPU.TOTAL] / 1024, load: row[GPU.LOAD], temp: row[GPU.TEMPERATURE], power: row[GPU.POWER] };
+}
+
+export class Tile {
+  /** `gpu`: [index, name, MiB], or null for the node's own memory. */
+  constructor(fleet, node, gpu) {
+    Object.assign(this, { fleet, node, gpu, index: gpu ? gpu[0] : null, line: new Line() });
+    this.root = document.getElementById("tile").content.firstElementChild.cloneNode(true);
+    this.part = (name) => this.root.querySelector(`[data-${name}]`);
+    this.part("title").textContent = gpu ? word("gpu", { i: gpu[0] }) : word("memory");
+    this.part("detail").textContent = gpu ? gpu[1] : node.cpus ? word("cores", { n: node.cpus }) : "";
+    this.part("load-name").textContent = word(gpu ? "load" : "cpu");
+    this.part("total").textContent = gpu ? (gpu[2] / 1024).toFixed(1) : node.memory ? (node.memory / GIB).toFixed(1) : "–";
+    if (!gpu) for (const one of this.root.querySelectorAll("[data-gpu-only]")) one.remove();
   }
 
   put(name, text) {
     const place = this.part(name);
-    if (place) place.textContent = text;
+    if (place && place.textContent !== text) place.textContent = text;
   }
 
-  update(samples) {
-    if (!this.tile.isConnected) return false;
-    const last = samples.at(-1);
-    const [used, total, busy] = [this.memory.value(last), this.memory.top(last), this.busy.value(last)];
-    if (used == null || !total) return true;
-    const percent = (100 * used) / total;
-    this.part("fill").setAttribute("width", `${percent.toFixed(1)}%`);
-    this.put("used", used.toFixed(1));
-    this.put("total", total.toFixed(1));
-    this.put("percent", `${percent.toFixed(0)} %`);
-    this.put("load", busy == null ? "–" : `${busy.toFixed(0)} %`);
-    const gpu = this.memory.gpu(last);
-    this.put("temp", gpu?.temp == null ? "–" : `${gpu.temp} °C`);
-    this.put("power", gpu?.power == null ? "–" : `${Math.round(gpu.power)} W`);
-    this.part("line")?.setAttribute("d", spark(samples, this.busy.value));
-    return true;
+  draw() {
+    this.drawHolders();
+    const sample = newest.get(`s${this.node.id}`);
+    const now = sample && reading(sample, this.index);
+    if (!now || now.total == null) return;
+    this.line.add(sample.t, now.load);
+    const percent = now.total ? (100 * (now.used ?? 0)) / now.total : 0;
+    const others = Math.min(percent, now.total ? (100 * this.otherMib) / 1024 / now.total : 0);
+    this.bar("ours", 0, percent - others);
+    this.bar("others", percent - others, others);
+    this.part("ours").parentNode.setAttribute("aria-label", word("used", { used: number(now.used, 1), total: number(now.total, 1) }));
+    this.put("used", number(now.used, 1));
+    this.put("total", number(now.total, 1));
+    this.put("percent", number(percent, 0, " %"));
+    this.put("load", number(now.load, 0, " %"));
+    this.put("temp", number(now.temp, 0, " °C"));
+    this.put("power", number(now.power, 0, " W"));
+    const line = this.part("line");
+    line.setAttribute("d", this.line.path(sample.t));
+    line.parentNode.setAttribute("aria-label", word("line", { now: number(now.load, 0, " %") }));
+  }
+
+  bar(name, from, width) {
+    this.part(name).setAttribute("x", `${from.toFixed(1)}%`);
+    this.part(name).setAttribute("width", `${Math.max(0, width).toFixed(1)}%`);
+  }
+
+  /** Whether a deployment that was given these GPUs of the node (none: it chose itself) may be on this one. */
+  takes(gpus) {
+    return this.index === null || !gpus?.length || gpus.includes(this.index);
+  }
+
+  drawHolders() {
+    const holders = holdersOf(this.fleet, this.node, this.index);
+    this.otherMib = holders.otherMib;
+    const own = this.node.serves.filter((name) => this.takes(this.node.placed[name]));
+    const told = JSON.stringify([[...holders.ours], holders.others, own]);
+    if (told === this.told) return;
+    this.told = told;
+    const who = shown(this.fleet, holders, own);
+    if (!who.length) who.push(Object.assign(document.createElement("span"), { className: "faint", textContent: this.gpu ? word("free") : "" }));
+    this.part("who").replaceChildren(...who);
   }
 }
-
-/** Bring the tiles to life that are not yet; lists are fetched again when a row changes. */
-function start() {
-  for (const tile of document.querySelectorAll("[data-tile]:not([data-started])")) {
-    tile.dataset.started = "";
-    new Tile(tile, tile.dataset.tile);
-  }
-}
-
-start();
-document.addEventListener("htmx:oobAfterSwap", start);

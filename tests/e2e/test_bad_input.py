@@ -70,6 +70,7 @@ def register(page: Page, server: Sshd, name: str) -> None:
 def remove(page: Page, name: str) -> None:
     page.goto(f"/nodes/{name}/")
     page.get_by_role("button", name="Remove").first.click()
+    page.get_by_role("dialog").get_by_label("Only forget it").check()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     page.wait_for_url("**/nodes/")
 
@@ -100,6 +101,7 @@ def test_an_address_that_cannot_be_reached(page: Page, server: Sshd) -> None:
     said = problem(page)
     assert "cannot be reached: nothing listens on this port." in said
     assert "Check the address and port" in said
+    page.get_by_role("link", name="Change the form").click()
     assert page.input_value("[name=name]") == "nobody"
     assert page.input_value("[name=private_key]") == ""
     expect_no_node(page, "nobody")

@@ -9,7 +9,7 @@ each is an sshd on a loopback address of its own: `Lab.real` says which it is, a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,12 +30,14 @@ class Lab:
     """``with Lab(4) as lab: lab.hosts[0].run("hostname")``. All hosts answer on their SSH port once it is made.
 
     ``share`` names directories of this machine that every host sees at the same path, writable: an environment that is
-    too big to have four times. ``disk`` and ``shm`` are the sizes of each host's own.
+    too big to have four times. ``disk`` and ``shm`` are the sizes of each host's own. ``settings`` are variables of all
+    that SSH runs there, pip's of this machine unless given; ``{gateway}`` in them becomes this machine's address.
     """
 
     def __init__(
-        self, count: int = 4, *, disk: str = "16g", shm: str = "2g", share: Sequence[Path] = (), kept: bool = False
-    ) -> None:
+        self, count: int = 4, *, disk: str = "16g", shm: str = "2g", share: Sequence[Path] = (),
+        settings: Mapping[str, str] | None = None, kept: bool = False,
+    ) -> None:  # fmt: skip
         self.real = namespaces.possible()
         self._loopback: loopback.Loopback | None = None
         self.record: Record | None = None
@@ -45,8 +47,9 @@ class Lab:
             return
         sweep()
         self.record = claim(kept)
+        settings = pip_settings() if settings is None else settings
         try:
-            self.hosts = namespaces.build(self.record, count, disk, shm, share, pip_settings())
+            self.hosts = namespaces.build(self.record, count, disk, shm, share, settings)
         except BaseException:
             self.record.destroy()
             raise

@@ -31,7 +31,12 @@ from nodes import registration
 login = registration.Login(name, address, port, user, private_key=Secret(key))
 answer = registration.register(login, host_key, None).pk
 """
-_STATE = "from nodes.models import Node; answer = Node.objects.get(name=name).state"
+_BEGIN = """
+from nodes import preparation
+from nodes.models import Node
+answer = getattr(preparation, story)(Node.objects.get(name=name), None).pk
+"""
+_STATE = "from nodes.models import Node; node = Node.objects.get(name=name); answer = [node.state, node.reason]"
 _FACTS = "from nodes.models import Node; answer = Node.objects.get(name=name).facts_json"
 _RUN = """
 from nodes.models import Run
@@ -75,10 +80,22 @@ class LabDeck(Deck):
 
     def state(self, name: str) -> str:
         """A node's state."""
-        return str(self.do(_STATE, name=name))
+        return str(self.do(_STATE, name=name)[0])
+
+    def reason(self, name: str) -> str:
+        """Why a node is in its state."""
+        return str(self.do(_STATE, name=name)[1])
 
     def facts(self, name: str) -> dict[str, Any]:
         return dict(self.do(_FACTS, name=name))
+
+    def prepare(self, name: str) -> int:
+        """Begin to prepare a node; returns the run."""
+        return int(self.do(_BEGIN, story="prepare", name=name))
+
+    def check(self, name: str) -> int:
+        """Begin to look at a node; returns the run."""
+        return int(self.do(_BEGIN, story="check", name=name))
 
     def run(self, pk: int) -> dict[str, Any]:
         """A run's state, reason and steps (kind, node, state, reason, job)."""

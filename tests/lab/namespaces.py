@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ class NamespaceHost(Host):
             subprocess.run([*words, "tc", "qdisc", "del", "dev", device, "root"], capture_output=True)
 
     def slow(self, rate: str) -> None:
-        shape = ["root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"]
+        shape = ["root", "tbf", "rate", rate, "burst", "32kb", "latency", "100ms"]
         for words, device in self._ends():
             subprocess.run([*words, "tc", "qdisc", "replace", "dev", device, *shape], check=True)
 
@@ -175,16 +175,19 @@ class NamespaceHost(Host):
         return "cut off" if "state DOWN" in link.stdout else "up"
 
     def fill_disk(self, leave: int = 0) -> None:
+        """By making the disk smaller: a file as big as its free space would be that much of this machine's memory."""
         disk = os.statvfs(self.folder / "disk")
-        with (self.folder / "disk" / "filler").open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, disk.f_bavail * disk.f_frsize - leave))
+        self._resize(str((disk.f_blocks - disk.f_bfree) * disk.f_frsize + max(leave, disk.f_frsize)))
 
     def empty_disk(self) -> None:
-        (self.folder / "disk" / "filler").unlink(missing_ok=True)
+        self._resize(self.spec["disk"])
+
+    def _resize(self, size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder / "disk")], check=True)
 
 
 def build(
-    record: Record, count: int, disk: str, shm: str, share: Sequence[Path], settings: dict[str, str]
+    record: Record, count: int, disk: str, shm: str, share: Sequence[Path], settings: Mapping[str, str]
 ) -> list[Host]:
     """All hosts, up and answering on port 22."""
     ip("link", "add", record.bridge, "type", "bridge")
@@ -192,15 +195,15 @@ def build(
     ip("link", "set", record.bridge, "up")
     keygen(record.folder / "key")
     names = {f"te{i}": f"{record.network}.{125 + i}" for i in range(1, count + 1)}
-    common = {"kept": record.kept, "shm": shm, "share": [str(path) for path in share], "bridge": record.bridge,
-              "gateway": f"{record.network}.1"}
+    common = {"kept": record.kept, "shm": shm, "disk": disk, "share": [str(path) for path in share],
+              "bridge": record.bridge, "gateway": f"{record.network}.1"}
 
     def one(name: str) -> Host:
         folder = record.folder / name
         number = name[2:]
         spec = {**common, "name": name, "address": names[name], "link": f"ql{record.number}-{number}",
                 "inner": f"qi{record.number}-{number}", "mac": f"02:71:64:00:{record.number:02x}:{int(number):02x}"}
-        _lay_out(folder, spec, disk, names, settings, (record.folder / "key.pub").read_text())
+        _lay_out(folder, spec, settings, (record.folder / "key.pub").read_text())
         host = found(record, folder)
         host.boot()
         return host
@@ -209,19 +212,19 @@ def build(
         return list(pool.map(one, names))
 
 
-def _lay_out(folder: Path, spec: dict[str, Any], disk: str, names: dict[str, str], settings: dict[str, str],
-             key: str) -> None:
+def _lay_out(folder: Path, spec: dict[str, Any], settings: Mapping[str, str], key: str) -> None:
     folder.mkdir()
     (folder / "host.json").write_text(json.dumps(spec))
     (folder / "disk").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk}", "tmpfs", str(folder / "disk")], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={spec['disk']}", "tmpfs", str(folder / "disk")], check=True)
     etc, tree = folder / "disk/upper/etc", folder / "disk/tree"
     (etc / "ssh").mkdir(parents=True)
     keygen(etc / "ssh/ssh_host_ed25519_key")
     (etc / "hostname").write_text(f"{spec['name']}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {spec['name']}\n::1 localhost\n")
     (etc / "machine-id").write_text(f"{spec['address'].replace('.', ''):0>32}\n")
-    text = SSHD.format(path=PATH, settings=" ".join(f'"{name}={value}"' for name, value in settings.items()))
+    text = SSHD.format(path=PATH, settings=" ".join(
+        f'"{name}={value.replace("{gateway}", spec["gateway"])}"' for name, value in settings.items()))
     (etc / "ssh/lab_sshd_config").write_text(text)
     _accounts(etc)
     for home, user in (("root", 0), *((f"home/{name}", user) for name, user in ACCOUNTS.items())):

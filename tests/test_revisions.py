@@ -1,0 +1,280 @@
+"""Revisions of a deployment: every change is kept and can be gone back to; a file makes it what it says."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from django.contrib.auth.models import User
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.urls import reverse
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.problems import Problem
+from deployments import model_files, revisions, rollout
+from deployments.models import Deployment
+from deployments.prediction import compared
+from deployments.spec import Spec, from_yaml
+from nodes.models import Node
+from nodes.remote.local import LocalHost
+from tests.test_deployment_form import QWEN, add_node
+from tests.test_pages import signed_in, text_of
+
+pytestmark = pytest.mark.django_db
+
+YAML = f"""
+name: qwen
+model: {QWEN}
+node: atlas
+options:
+  max-model-len: 8192
+"""
+
+
+@pytest.fixture(autouse=True)
+def files_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "shared_host", lambda node: LocalHost())
+
+
+@pytest.fixture
+def atlas() -> Node:
+    return add_node("atlas", gpus=4)
+
+
+@pytest.fixture
+def qwen(atlas: Node) -> Deployment:
+    return revisions.create(from_yaml(YAML)[0], None, "first")
+
+
+def spec(**changed: Any) -> Spec:
+    return Spec.from_dict({**yaml.safe_load(YAML), **changed})
+
+
+# --- changing and going back ---
+
+
+def test_a_change_is_a_revision_with_its_author_and_difference(qwen: Deployment) -> None:
+    mei = User.objects.create_user("mei")
+    assert revisions.change(qwen, spec(options={"max-model-len": 4096, "seed": 1}), mei, "shorter")
+
+    first, second = qwen.revisions.order_by("number")
+    assert (second.number, second.created_by, second.note) == (2, mei, "shorter")
+    assert revisions.difference(first.spec, second.spec) == [("max-model-len", 8192, 4096), ("seed", None, 1)]
+    qwen.refresh_from_db()
+    assert qwen.revision == 2
+    assert qwen.options == {"max-model-len": 4096, "seed": 1}
+    assert qwen.plan["flags"]["max-model-len"] == 4096
+
+
+def test_the_same_again_is_no_revision(qwen: Deployment) -> None:
+    assert not revisions.change(qwen, spec(), None)
+    assert qwen.revisions.count() == 1
+
+
+def test_going_back_is_a_new_revision_with_the_old_content(qwen: Deployment) -> None:
+    revisions.change(qwen, spec(options={}), None)
+    assert revisions.roll_back(qwen, 1, None)
+    assert [one.number for one in qwen.revisions.all()] == [3, 2, 1]
+    assert qwen.revisions.get(number=3).spec == qwen.revisions.get(number=1).spec
+    assert qwen.options == {"max-model-len": 8192}
+
+
+def test_a_deployment_from_before_there_were_revisions_keeps_what_it_was(atlas: Node) -> None:
+    old = rollout.create("old", QWEN, atlas, None, {"max-model-len": 8192}, None)
+    revisions.change(old, spec(name="old", options={}), None)
+    assert [one.spec.get("options") for one in old.revisions.order_by("number")] == [{"max-model-len": 8192}, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"name": "other"}, "keeps its name"),
+        ({"options": {"tensor-parallel-size": 3}}, "40 attention heads cannot be divided by 3"),
+        ({"node": "gone"}, "There is no node gone. There are: atlas"),
+        ({"port": 20999}, "qwen runs, and another place or port needs it stopped"),
+    ],
+)
+def test_what_cannot_be_changed_is_told_and_nothing_is(
+    qwen: Deployment, change: dict[str, Any], sentence: str
+) -> None:
+    Deployment.objects.update(state="ready")
+    qwen.refresh_from_db()
+    with pytest.raises(Problem, match=sentence):
+        revisions.change(qwen, spec(**change), None)
+    assert qwen.fresh().revision == 1
+
+
+def test_a_port_that_another_deployment_has_is_refused(qwen: Deployment) -> None:
+    other = revisions.create(spec(name="other"), None)
+    with pytest.raises(Problem, match="belongs to the deployment other"):
+        revisions.change(qwen, spec(port=other.port), None)
+
+
+def test_a_clone_has_a_free_name_and_no_port(qwen: Deployment) -> None:
+    revisions.create(spec(name="qwen-2"), None)
+    like = revisions.clone(qwen)
+    assert (like.name, like.port, like.options) == ("qwen-3", None, {"max-model-len": 8192})
+
+
+# --- the pages ---
+
+
+def test_the_edit_form_saves_a_revision(qwen: Deployment) -> None:
+    operator = signed_in("operator")
+    page = text_of(operator.get(reverse("deployment-edit", args=["qwen"])))
+    assert 'value="8192"' in page
+    fields = {
+        "source": "path", "path": QWEN, "name": "qwen", "where": "node:atlas", "max_model_len": "2048", "extra": "",
+        "note": "less",
+    }  # fmt: skip
+    assert operator.post(reverse("deployment-edit", args=["qwen"]), fields).status_code == 302
+    assert qwen.fresh().options == {"max-model-len": 2048}
+    history = text_of(operator.get(reverse("deployment-history", args=["qwen"])))
+    assert "<del>8192</del>" in history
+    assert "<ins>2048</ins>" in history
+
+    operator.post(reverse("deployment-restore", args=["qwen", 1]))
+    assert qwen.fresh().options == {"max-model-len": 8192}
+
+
+def test_a_clone_fills_the_form(qwen: Deployment) -> None:
+    page = text_of(signed_in("operator").get(reverse("deployment-new") + "?like=qwen"))
+    assert 'value="qwen-2"' in page
+
+
+def test_what_is_exported_is_imported_as_it_was(qwen: Deployment) -> None:
+    operator = signed_in("operator")
+    text = operator.get(reverse("deployment-export", args=["qwen"])).content.decode()
+    operator.post(reverse("deployment-import"), {"text": text})
+    assert qwen.revisions.count() == 1
+    text = text.replace("qwen\n", "second\n", 1).replace("port", "# port")
+    operator.post(reverse("deployment-import"), {"text": text})
+    assert Deployment.objects.get(name="second").options == {"max-model-len": 8192}
+
+
+def test_an_import_that_cannot_be_does_nothing_at_all(atlas: Node) -> None:
+    response = signed_in("operator").post(reverse("deployment-import"), {"text": f"{YAML}---\nname: b\nmodell: demo\n"})
+    assert response.status_code == 409
+    assert "“modell” is not a field of a deployment." in text_of(response)
+    assert "Did you mean model?" in text_of(response)
+    assert not Deployment.objects.exists()
+
+
+def test_viewers_see_the_history_and_change_nothing(qwen: Deployment) -> None:
+    viewer: Client = signed_in("viewer")
+    page = text_of(viewer.get(reverse("deployment-history", args=["qwen"])))
+    assert "Go back" not in page
+    assert viewer.post(reverse("deployment-restore", args=["qwen", 1])).status_code == 403
+
+
+# --- manage.py apply ---
+
+
+def applied(tmp_path: Path, text: str, *options: str) -> str:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    out = io.StringIO()
+    call_command("apply", "-f", str(path), *options, stdout=out)
+    return out.getvalue()
+
+
+def test_apply_makes_changes_and_leaves_alone(atlas: Node, tmp_path: Path) -> None:
+    assert applied(tmp_path, YAML) == "qwen: created (revision 1)\n"
+    assert applied(tmp_path, YAML) == "qwen: unchanged\n"
+    changed = applied(tmp_path, YAML.replace("8192", "4096"))
+    assert changed == "qwen: changed (revision 2)\n  max-model-len: 8192 → 4096\n"
+    assert applied(tmp_path, YAML, "--check") == ""
+    assert Deployment.objects.get().revision == 2
+
+
+def test_apply_starts_what_is_not_running(atlas: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(rollout, "start", lambda deployment, by: started.append(deployment.name))
+    assert "qwen is rolled out." in applied(tmp_path, YAML, "--start")
+    Deployment.objects.update(state="ready")
+    applied(tmp_path, YAML, "--start")
+    assert started == ["qwen"]
+
+
+BAD = [
+    ("", "describes no deployment"),
+    ("- 1", "names with values"),
+    ("name: [", "line 1"),
+    ("name: a\nname: b", "stands there twice"),
+    ("a: &x [1]\nb: *x", "anchors and aliases"),
+    ("name: a\nmodel: demo\nnode: atlas\noptons: {}", "Did you mean options?"),
+    ("name: a\nmodel: demo\nnode: atlas\nreplicas: 2", "Did you mean copies?"),
+    ("name: A B\nmodel: demo\nnode: atlas", "cannot be a deployment's name"),
+    ("name: new\nmodel: demo\nnode: atlas", "cannot be a deployment's name"),
+    ("name: a\nmodel: x\nnode: atlas", "neither demo, nor an absolute path"),
+    ("name: a\nmodel: demo", "a cluster or a node"),
+    ("name: a\nmodel: demo\nnode: atlas\ncluster: b", "a cluster or a node"),
+    ("name: a\nmodel: demo\nnode: nowhere", "There is no node nowhere."),
+    ("name: a\nmodel: demo\ncluster: nowhere", "There is no cluster nowhere."),
+    ("name: a\nmodel: demo\nnode: atlas\ncopies: 0", "copies must be a whole number from 1 to 64"),
+    ("name: a\nmodel: demo\nnode: atlas\nport: yes", "port must be a whole number"),
+    ("name: a\nmodel: demo\nnode: atlas\nexecutor: k8s", "the executor is ray or mp"),
+    ("name: a\nmodel: demo\nnode: atlas\noptions: [1]", "options must be names"),
+    ("name: a\nmodel: demo\nnode: atlas\noptions: {seed: 2026-01-01}", "The value of seed"),
+    ("name: a\nmodel: demo\nnode: atlas\noptions: {seed: .nan}", "The value of seed"),
+    ("name: a\nmodel: demo\nnode: atlas\noptions: {api-key: x}", "is set by Quarterdeck"),
+    ("name: a\nmodel: demo\nnode: atlas\noptions: {cuda-graph-sizes: 8}", "no flag cuda-graph-sizes any more"),
+    ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+    ("name: a\nmodel: demo\nnode: atlas\n---\nname: a\nmodel: demo\nnode: atlas", "describes a twice"),
+    ("[" * 5000, "nest too deep"),
+    ("x" * (256 * 1024 + 1), "larger than 256 KiB"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_bad_input_is_one_sentence_and_status_2(atlas: Node, tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(CommandError) as refused:
+        applied(tmp_path, text)
+    assert refused.value.returncode == 2
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not Deployment.objects.exists()
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="cannot be read"):
+        call_command("apply", "-f", str(tmp_path / "none.yaml"))
+    (tmp_path / "file.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(CommandError, match="is not text in UTF-8"):
+        call_command("apply", "-f", str(tmp_path / "file.yaml"))
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), st.integers() | st.booleans() | TEXT, max_size=4))
+def test_any_specification_comes_back_from_its_file(options: dict[str, Any]) -> None:
+    kept = {name: value for name, value in options.items() if not (isinstance(value, str) and value.startswith("-"))}
+    kept = {name: value for name, value in kept.items() if name not in ("model", "host", "port", "uds", "config")}
+    made = Spec("a", "/data/m", node="te1", copies=2, executor="mp", port=20940, options=kept)
+    assert from_yaml(made.to_yaml()) == [made]
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_reading(text: str) -> None:
+    try:
+        assert from_yaml(text)
+    except Problem as problem:
+        assert problem.what
+
+
+# --- the prediction ---
+
+
+def test_the_prediction_stands_beside_what_was_measured(qwen: Deployment) -> None:
+    rows = compared(qwen.plan, {"weights_gib": 6.9, "kv_tokens": 1000, "kv_gib": 11.5})
+    assert [row.measured for row in rows] == ["6.90 GiB", "11.50 GiB", "1,000", ""]
+    assert abs(rows[0].percent or 99) < 2
+    assert rows[2].is_far
+    assert rows[3].difference == ""
+    assert compared({}, {"weights_gib": 6.9}) == []
