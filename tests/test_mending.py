@@ -119,6 +119,17 @@ def test_the_end_of_a_server_is_noticed_once_however_often_it_is_said(deployment
     assert Event.objects.filter(subject=deployment.subject).count() == 1
 
 
+def test_servers_that_are_about_to_take_over_are_not_missed_yet(deployment: Deployment, clock: Clock) -> None:
+    Deployment.objects.update(copies=4)
+    for number in (3, 4):
+        node = Node.objects.get(name="te1")
+        deployment.replicas.create(number=number, node=node, port=20800 + number, state="waiting")
+    mending.assess(deployment.fresh())
+    assert told(deployment) == ("ready", "")
+    dies(deployment, 1)
+    assert told(deployment)[0] == "degraded"
+
+
 # --- started again ---
 
 
