@@ -107,7 +107,7 @@ def test_a_deployment_with_some_of_its_replicas_is_degraded_and_without_any_fail
     dies(deployment, 1)
     state, reason = told(deployment)
     assert state == "degraded"
-    assert reason.startswith("copy 1: The model server ended: ")
+    assert reason.startswith("Copy 1: The model server ended: ")
     dies(deployment, 2)
     assert told(deployment)[0] == "failed"
 
@@ -248,7 +248,7 @@ def test_a_node_that_is_away_with_its_server_degrades_and_its_return_mends(
 ) -> None:
     Node.objects.filter(name="te2").update(state="unreachable")
     canary.conclude(replica(deployment, 2), canary.Found.OUT_OF_SIGHT)
-    assert told(deployment) == ("degraded", "copy 2: te2 cannot be reached.")
+    assert told(deployment) == ("degraded", "Copy 2: te2 cannot be reached.")
     clock.on(hours=1)
     tick()
     assert unfinished() is None
