@@ -73,6 +73,7 @@ def _field_key() -> str:
 DEBUG = flag("DEBUG", False)
 SECRET_KEY = kept_secret("SECRET_KEY", "secret.key", lambda: secrets.token_urlsafe(64))
 FIELD_KEY = kept_secret("FIELD_KEY", "field.key", _field_key)
+METRICS_TOKEN = kept_secret("METRICS_TOKEN", "metrics.token", lambda: secrets.token_urlsafe(32))
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "*")
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS", "")
 
@@ -181,6 +182,15 @@ CSRF_COOKIE_SECURE = HTTPS
 SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
+
+# Mail that alerts are sent by; without EMAIL_HOST none is.
+EMAIL_HOST = os.environ.get("EMAIL_HOST", "")
+EMAIL_PORT = number("EMAIL_PORT", 587)
+EMAIL_HOST_USER = os.environ.get("EMAIL_USER", "")
+EMAIL_HOST_PASSWORD = os.environ.get("EMAIL_PASSWORD", "")
+EMAIL_USE_TLS = flag("EMAIL_TLS", True)
+EMAIL_TIMEOUT = 15
+DEFAULT_FROM_EMAIL = os.environ.get("EMAIL_FROM", "quarterdeck@localhost")
 
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", _("English")), ("zh-hans", _("Simplified Chinese"))]

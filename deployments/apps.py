@@ -20,3 +20,4 @@ class DeploymentsConfig(AppConfig):
             serving,
             steps,
         )
+        from deployments.alerts import tasks  # noqa: F401

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import commands
+from deployments import commands, diagnosis
 from deployments.models import Deployment, Replica
 from nodes import clusters_steps, clusters_view, runs
 from nodes.clusters_address import members
@@ -98,6 +98,12 @@ def _share(options: Iterable[dict[str, object]]) -> float:
     return max((float(share) for share in told if isinstance(share, int | float)), default=DEFAULT_SHARE)
 
 
+def _diagnosed(log: str) -> str:
+    found = diagnosis.match(log)
+    return f"{found.cause}\n{found.fix}" if found else ""
+
+
+clusters_steps.explainers.append(_diagnosed)
 runs.register(
     StepKind("room", gettext_lazy("Ports and memory"), _room),
     StepKind("placement", gettext_lazy("Free GPUs"), _placement, _placed_yet),

@@ -11,12 +11,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from nodes import clusters_view
+from nodes import clusters_care, clusters_view
 from nodes.clusters_address import inner_address, members
-from nodes.clusters_care import VIEW_SECONDS, missing
 from nodes.clusters_steps import as_members, foreign_leftovers, last_view, plan_of, running
 from nodes.clusters_view import RayNode, View
-from nodes.facts import Facts, Process
+from nodes.facts import Facts, Interface, Process
 from nodes.models import Cluster, Node
 from nodes.recipes.ray import ray_address
 from nodes.states import CLUSTER_UP, ClusterState
@@ -86,13 +85,13 @@ def picture(cluster: Cluster) -> Picture:
     """How a cluster is, as far as it was seen; asks nobody."""
     nodes = members(cluster)
     view = last_view(cluster) if cluster.state in CLUSTER_UP else None
-    gone = missing(cluster) if cluster.state in CLUSTER_UP else {}
+    gone = clusters_care.missing(cluster) if cluster.state in CLUSTER_UP else {}
     shown = [_row(cluster, node, view, gone.get(node, "")) for node in nodes]
     return Picture(
         rows=shown,
         view=view,
         seen_at=datetime.fromtimestamp(view.t, UTC) if view else None,
-        stale=view is not None and time.time() - view.t > VIEW_SECONDS,
+        stale=view is not None and time.time() - view.t > clusters_care.VIEW_SECONDS,
         resources=_resources(view, nodes),
         problems=_problems(nodes, view),
         leftovers=[Leftover(node, found) for node in nodes if (found := foreign_leftovers(node.facts))],
@@ -117,12 +116,12 @@ def address_of(node: Node) -> str:
 
 def _state(cluster: Cluster, node: Node, seen: RayNode | None, why: str) -> str:
     if why:
-        return "lost" if running(node) or node.ray else "stopped"
+        return "lost" if node.ray else "stopped"
     if seen is not None and seen.alive:
         return "ready"
-    if running(node):
-        return "stopping" if cluster.state == ClusterState.STOPPING else "starting"
-    return "stopped"
+    if not running(node):
+        return "stopped"
+    return "stopping" if cluster.state == ClusterState.STOPPING else "starting" if seen is None else "lost"
 
 
 def _resources(view: View | None, nodes: Sequence[Node]) -> list[tuple[str, float, float]]:
@@ -171,6 +170,11 @@ class Candidate:
     node: Node
     facts: Facts
     why_not: str
+
+    @property
+    def addresses(self) -> list[Interface]:
+        """Those by which others may know it."""
+        return [one for one in self.facts.interfaces if one.name != "lo"]
 
 
 @dataclass(frozen=True)

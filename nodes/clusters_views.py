@@ -14,7 +14,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import clusters
+from nodes import clusters, mesh
 from nodes.clusters_address import members, shared_networks
 from nodes.clusters_forms import ClusterForm, NetworkForm, as_lines
 from nodes.clusters_pages import Candidate, Line, picture, ports
@@ -52,6 +52,7 @@ def cluster(request: HttpRequest, name: str) -> HttpResponse:
         "networks": shared_networks(nodes),
         "stories": told,
         "sources": sources(told),
+        "mesh": mesh.matrix(nodes) if len(nodes) > 1 else None,
     }
     return render(request, "clusters/detail.html", page)
 

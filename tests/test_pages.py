@@ -35,8 +35,8 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["overview", "nodes", "node-new", "clusters", "cluster-new", "deployments", "deployment-new", "playground",
-         "keys", "usage"]  # fmt: skip
+PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "clusters", "cluster-new", "deployments",
+         "deployment-new", "playground", "keys", "usage"]  # fmt: skip
 
 
 def signed_in(role: str) -> Client:
@@ -98,7 +98,7 @@ ARGUMENTS: dict[str, list[Any]] = {
 }
 #: A viewer's own, to change as they like; tests/test_playground.py has what is refused there.
 OWN = {"conversations", "conversation", "conversation-messages"}
-OPEN = {"sign-in", "sign-out", "language"}
+OPEN = {"metrics", "sign-in", "sign-out", "language"}
 
 
 def _address(pattern: URLPattern) -> str:
@@ -125,6 +125,7 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
                   "nodes-between", "usage", "usage-csv"}  # fmt: skip
     read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
     read_only |= {"node-flags"}
+    read_only |= {"alerts", "alert-bell"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
