@@ -40,15 +40,14 @@ def draft_of(spec: Spec, planned: Planned, besides: Deployment | None = None) ->
     place = planning.place_of(spec)
     head = place if isinstance(place, Node) else place.head
     cluster = place if isinstance(place, Cluster) else place.cluster or Cluster(name=head.name, head=head)
-    layout = planned.plan.layout if planned.plan else None
     return Deployment(
         pk=besides.pk if besides else _NOBODY,
         name=spec.name,
         model=spec.model,
         cluster=cluster,
         executor=planning.executor_for(spec, planned.plan),
-        copies=spec.copies or (layout.replicas if layout else 1),
-        plan=planned.plan.to_json() if planned.plan and layout else {},
+        copies=spec.copies or (planned.layout.replicas if planned.layout else 1),
+        plan=planned.plan.to_json() if planned.plan and planned.layout else {},
         port=spec.port or (besides.port if besides else 0),
         options=dict(planned.looked.options),
         api_key=Secret(MASK),

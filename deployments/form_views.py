@@ -59,7 +59,7 @@ def _create(request: SignedIn, form: DeploymentForm) -> Deployment:
 def edit(request: SignedIn, name: str) -> HttpResponse:
     """The same form over what the deployment is; saving makes a new revision."""
     found = get_object_or_404(Deployment, name=name)
-    form = DeploymentForm(request.POST or None, initial=initial(revisions.spec_of(found)), editing=found)
+    form = DeploymentForm(request.POST or None, initial=initial(planning.spec_of(found)), editing=found)
     if request.method == "POST" and form.is_valid():
         try:
             return _save(request, found, form)

@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 from controlplane import streams
 from controlplane.problems import Problem
 from deployments import accepted, flags
+from deployments.commands import checked
 from deployments.model_files import model_files
 from deployments.models import Deployment, Replica
 from deployments.plan import GpuSpec, HostSpec, Layout, ModelConfig, Plan, Wishes, plan
@@ -171,21 +172,84 @@ def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
     try:
         model = model_files(spec.model, nodes[0]).model(looked.options.get("hf-overrides"))
         asked = wishes(spec, looked.options)
-        found = Planned(looked, stands, known, plan(model, stands.free, asked, stands.gbps), model)
+        found = Planned(looked, stands, known, _within(spec, model, stands, asked), model)
         if besides is None or besides.state in AT_REST:
             return found
         # Beside the servers that run, where there is room for the same: then they can be replaced without a gap.
         others = ground(nodes)
-        beside = Planned(looked, others, known, plan(model, others.free, asked, others.gbps), model)
+        beside = Planned(looked, others, known, _within(spec, model, others, asked), model)
     except Problem as problem:
         return Planned(looked, stands, known, problem=problem)
     return beside if beside.layout and beside.layout == found.layout else found
 
 
+def _within(spec: Spec, model: ModelConfig, stands: Ground, asked: Wishes) -> Plan:
+    """The plan; for processes without Ray one in which no copy leaves its host."""
+    outcome = plan(model, stands.free, asked, stands.gbps)
+    if spec.executor != Deployment.Executor.MP or not _crosses(outcome):
+        return outcome
+    alone = (plan(model, [host], asked, stands.gbps) for host in stands.free)
+    best = max(alone, key=lambda one: (one.feasible, one.tokens_per_second, one.kv_tokens))
+    if best.feasible:
+        return best
+    said = _("No single host holds a copy, and processes without Ray stay on one host.")
+    return Plan(problems=(said, *best.problems), nearest=best.nearest, alternatives=outcome.alternatives)
+
+
+def _crosses(outcome: Plan) -> bool:
+    hosts: dict[int, set[str]] = {}
+    for place in outcome.placement:
+        hosts.setdefault(place.replica, set()).add(place.host)
+    return any(len(names) > 1 for names in hosts.values())
+
+
 def wishes(spec: Spec, options: Mapping[str, Any]) -> Wishes:
     """The specification in the planner's words: its options, and the number of copies."""
     plain = {name: value for name, value in options.items() if isinstance(value, str | int | float | bool)}
+    plain.pop("data-parallel-size", None)  # vLLM's own, within one server; copies are servers
     return Wishes.from_flags(plain | ({"data-parallel-size": spec.copies} if spec.copies else {}))
+
+
+def spec_of(deployment: Deployment) -> Spec:
+    """The specification as it was last written; of a deployment from before there were revisions, as it is."""
+    latest = deployment.revisions.first()
+    if latest is not None:
+        return Spec.from_dict(latest.spec)
+    cluster = deployment.cluster
+    alone = cluster.nodes.count() <= 1
+    return Spec(
+        name=deployment.name,
+        model=deployment.model,
+        cluster="" if alone else cluster.name,
+        node=cluster.head.name if alone else "",
+        port=deployment.port,
+        options=checked(deployment.options),
+    )
+
+
+def renew(deployment: Deployment) -> None:
+    """Plan once more before a start, with memory and GPUs as they are now. Raises `Problem` where it does not fit now.
+
+    Where nothing can be planned, since a node is away or its memory is not known, what was planned stays.
+    """
+    spec = spec_of(deployment)
+    planned = plan_for(spec, deployment)
+    if deployment.plan and planned.impossible:
+        raise planned.impossible
+    if planned.layout:
+        values = kept(planned, spec)
+        Deployment.objects.filter(pk=deployment.pk).update(**values)
+        for name, value in values.items():
+            setattr(deployment, name, value)
+
+
+def kept(planned: Planned, spec: Spec) -> dict[str, Any]:
+    """The fields of a deployment that come from its plan."""
+    return {
+        "executor": executor_for(spec, planned.plan),
+        "copies": spec.copies or (planned.layout.replicas if planned.layout else 1),
+        "plan": stored(planned, spec),
+    }
 
 
 def executor_for(spec: Spec, outcome: Plan | None) -> str:
@@ -217,7 +281,7 @@ def stored(planned: Planned, spec: Spec) -> dict[str, Any]:
     assert planned.model is not None
     for language in _LANGUAGES:
         with translation.override(language):
-            again = plan(planned.model, planned.ground.free, wishes(spec, planned.looked.options), planned.ground.gbps)
+            again = _within(spec, planned.model, planned.ground, wishes(spec, planned.looked.options))
         shape["reasons"][language] = list(again.reasons)
     return shape
 

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import model_steps, placing
+from deployments import model_steps, placing, planning
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
@@ -57,8 +57,10 @@ def _free_port(taken: set[int]) -> int:
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
-    """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
+    """Roll the deployment out, by a plan of now. Raises `Problem` when it cannot start from its present state."""
     _check_server_is_gone(deployment)
+    if deployment.fresh().state in AT_REST:
+        planning.renew(deployment)
     with transaction.atomic():
         state = deployment.fresh().state
         if state not in AT_REST or not deployment.move(DeploymentState.ROLLING_OUT, only_from=state):

@@ -307,3 +307,40 @@ def test_the_measured_network_is_planned_with(operator: Client, four: Cluster) -
     page = planned(operator)
     assert "was not measured" not in page
     assert "joined by 93.5 Gbit/s" in page
+
+
+# --- before a start ---
+
+
+def test_a_start_plans_once_more_with_what_is_free_now(four: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = revisions.create(Spec("qwen", QWEN, cluster="four-a10"), None)
+    te4 = Node.objects.get(name="te4")
+    te4.facts_json["gpus"][0]["memory_used_mib"] = 20_000
+    te4.save()
+    planning.renew(made)
+    assert {place["host"] for place in made.fresh().plan["placement"]} == {"te1", "te2", "te3"}
+
+    Node.objects.update(facts_json=te4.facts_json)
+    with pytest.raises(Problem, match="once other processes have freed"):
+        planning.renew(made)
+
+    def away(model: str, node: Node) -> model_files.ModelFiles:
+        raise Problem("te1 cannot be reached.")
+
+    monkeypatch.setattr(planning, "model_files", away)
+    planning.renew(made)  # nothing can be said, so what was planned stays
+    assert len(made.fresh().plan["placement"]) == 3
+
+
+def test_processes_without_ray_stay_on_one_host(four: Cluster) -> None:
+    found = planning.plan_for(Spec("qwen", QWEN, cluster="four-a10", executor="mp"))
+    assert "No single host holds a copy" in str(found.impossible)
+    small = planning.plan_for(
+        Spec("a", str(HERE / "qwen2.5-7b"), cluster="four-a10", copies=1, executor="mp",
+             options={"pipeline-parallel-size": 2}))  # fmt: skip
+    assert small.impossible is not None
+    add_node("big", gpus=4)
+    Node.objects.filter(name="big").update(cluster=four)
+    found = planning.plan_for(Spec("qwen", QWEN, cluster="four-a10", executor="mp", copies=1))
+    assert found.plan is not None
+    assert {place.host for place in found.plan.placement} == {"big"}

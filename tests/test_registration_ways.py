@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from django.db import connection
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from nodes import access, batches, hosts, registration, tasks
+from nodes import access, batches, hosts, preparation, registration, runs, tasks, tunnel
 from nodes.candidates import Candidate, SignIn
 from nodes.hostlist import parse
 from nodes.models import Bastion, Node
@@ -22,6 +22,8 @@ from nodes.registration import Login, Way
 from nodes.remote import ssh
 from nodes.remote.command import script
 from nodes.remote.errors import HostKeyChanged, SignInRefused, Unreachable
+from nodes.states import NodeState
+from nodes.watch import Watch
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd
 
@@ -222,3 +224,54 @@ def test_connections_that_nobody_uses_are_closed(servers: list[Sshd], monkeypatc
     host.used_at -= 1
     hosts.close_idle()
     assert not host.alive
+
+
+def test_watch_lets_go_of_a_node_whose_key_changed(servers: list[Sshd], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "send", lambda task, *words: None)
+    node = registration.register(login(servers[0], "te0", servers[0].key), servers[0].host_key.line, None)
+    watching = Watch()
+    watching.turn()
+    until(lambda: watching.watchers[node.pk]._channel is not None, "the node is watched")
+    # Its sessions live on, as after a restart of sshd; only a new connection shows the new key.
+    servers[0].process.terminate()
+    servers[0].process.wait(10)
+    for name in ("host_key", "host_key.pub"):
+        (servers[0].folder / name).unlink()
+    sshd_support.keygen(servers[0].folder / "host_key")
+    servers[0].process = sshd_support._run(servers[0].folder, servers[0].port, servers[0].address)
+    with pytest.raises(HostKeyChanged):
+        hosts.open_host(node)
+    watching.turn()
+    until(lambda: node.fresh().state == NodeState.UNREACHABLE, "the node is called unreachable")
+    assert "shows another host key" in node.fresh().reason
+    run = preparation.check(node.fresh(), None)
+    runs.advance(run.pk)
+    assert run.fresh().state == "failed"
+    assert "shows another host key" in run.fresh().reason
+    for watcher in watching.watchers.values():
+        watcher.stop()
+        watcher.join(10)
+
+
+def test_a_tunnel_carries_nothing_more_once_the_key_changed(servers: list[Sshd]) -> None:
+    node = registration.register(login(servers[0], "te0", servers[0].key), servers[0].host_key.line, None)
+    with socket.create_server(("127.0.0.1", 0)) as inner:
+        inner.settimeout(10)
+        inner_port = inner.getsockname()[1]
+        port = tunnel.local_port(node, "127.0.0.1", inner_port)
+        with socket.create_connection(("127.0.0.1", port), 10) as here:
+            there = inner.accept()[0]
+            here.sendall(b"ping")
+            assert there.recv(4) == b"ping"
+            Node.objects.filter(pk=node.pk).update(offered_host_key=servers[1].host_key.line)
+            assert tunnel.local_port(node.fresh(), "127.0.0.1", inner_port) == port
+            here.settimeout(10)
+            assert here.recv(1) == b""
+            there.close()
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline, f"not within 30 s: {what}"
+        time.sleep(0.05)
