@@ -316,6 +316,7 @@ class Watch:
     def _tick(self) -> None:
         if not streams.client().set("watch:tick", self.name, nx=True, px=900):
             return  # another watch process does it this second
+        streams.client().set("watch:seen", time.time())
         for run_id in Run.objects.exclude(state__in=FINISHED).values_list("pk", flat=True):
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):
