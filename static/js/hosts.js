@@ -128,10 +128,10 @@ export class StripView extends View {
     const [used, total] = row ? [row[GPU.USED] / 1024, row[GPU.TOTAL] / 1024] : sample.mem.map((bytes) => bytes / GIB);
     const load = row ? row[GPU.LOAD] : sample.cpu;
     const others = row ? Math.min(used, holdersOf(this.fleet, this.node, index).otherMib / 1024) : 0;
-    const facts = [fixed(used, 1), "/", fixed(total, 1, " GiB,"), fixed(load, 0, " %")];
-    if (row) facts.push(`, ${fixed(row[GPU.TEMPERATURE], 0, " °C")}, ${fixed(row[GPU.POWER], 0, " W")}`);
+    const facts = [`${fixed(used, 1)} / ${fixed(total, 1, " GiB")}`, fixed(load, 0, " %")];
+    if (row) facts.push(fixed(row[GPU.TEMPERATURE], 0, " °C"), fixed(row[GPU.POWER], 0, " W"));
     const name = row ? word("gpu", { i: index }) : word("memory");
-    return this.heights(cell, (used - others) / total, others / total, load, `${name}: ${facts.join(" ")}`);
+    return this.heights(cell, (used - others) / total, others / total, load, `${name}: ${facts.join(", ")}`);
   }
 
   /** How high a cell is filled is its memory, how dark the load. */
