@@ -173,7 +173,7 @@ def test_tiles_say_who_holds_a_gpu_and_stay_as_wide(page: Page) -> None:
     expect(tile.locator("[data-used]")).to_have_text("39.1")
     expect(tile.locator("[data-temp]")).to_have_text("60 °C")
     expect(tile.locator("[data-who]")).to_contain_text("python train.py (alice)")
-    expect(first.locator(".tile").nth(1).locator("[data-who]")).to_have_text("free")
+    expect(first.locator(".tile").nth(1).locator("[data-who]")).to_have_text("in use, nobody says by whom")
     width = "e => e.getBoundingClientRect().width"
     place = tile.locator("[data-used]")
     assert place.evaluate(width) == place.evaluate(f"e => {{ e.textContent = '9.1'; return ({width})(e); }}")
