@@ -21,8 +21,9 @@ from deployments import mending, placing, rollout
 from deployments.gateway import draining, routes
 from deployments.models import Deployment, Replica
 from deployments.replacing import Room, Seat, Way, way
-from deployments.serving import DEFAULT_SHARE, replica_of
+from deployments.serving import replica_of
 from deployments.states import COMING_BACK, REPLICA_AT_REST, SERVING, DeploymentState, ReplicaState
+from deployments.steps import DEFAULT_SHARE
 from nodes import ending, runs
 from nodes.facts import Facts
 from nodes.models import Node, Run, Step

@@ -131,11 +131,15 @@ def _served(step: Step) -> tuple[str, str, int]:
     return step.about or step.run.about, step.kind, step.node_id
 
 
+#: Stories that end services.
+_STOPS = ("stop", "dissolve", "leave", "mend")
+
+
 def _stopped(services: Sequence[Job]) -> set[UUID]:
     """Those that ended while a run that stops services went on at their node."""
     if not services:
         return set()
-    runs_there = Run.objects.filter(story="stop", steps__node__in={job.node_id for job in services})
+    runs_there = Run.objects.filter(story__in=_STOPS, steps__node__in={job.node_id for job in services})
     times = list(runs_there.values_list("steps__node", "created_at", "finished_at").distinct())
     return {
         job.pk

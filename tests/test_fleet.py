@@ -1,4 +1,4 @@
-"""The overview and the list of nodes with a fleet: as many queries for two hundred nodes as for ten, and who is where."""
+"""Overview and list of nodes with a fleet: as many queries for two hundred nodes as for ten, and who is where."""
 
 from __future__ import annotations
 
