@@ -82,7 +82,7 @@ class Fleet:
                     pipe.xadd(f"metrics:{number}", {"s": text}, maxlen=3600)
                 held = json.dumps([[0, 4242, 20_000, "alice", "python train.py", ""]])
                 pipe.hset("telemetry:holders", str(self.ids[0]), held)
-                news = {**{f"s{n}": text for n, text in said.items()}, f"w{self.ids[0]}": held}
+                news: Any = {**{f"s{n}": text for n, text in said.items()}, f"w{self.ids[0]}": held}
                 pipe.xadd("telemetry:fleet", news, maxlen=60)
                 pipe.execute()
             except redis.RedisError:
