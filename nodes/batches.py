@@ -171,7 +171,7 @@ def _give_up(batch: Batch, problem: Problem) -> None:
 
 def _wipe_when_over(batch: Batch) -> None:
     """Once all are registered, what was typed to sign in is not needed more; until then a retry needs it."""
-    if not batch.candidates.exclude(state=CandidateState.REGISTERED).exists():
+    if not batch.candidates.exclude(state=CandidateState.REGISTERED).exclude(address="").exists():
         Batch.objects.filter(pk=batch.pk).update(sign_in="")
 
 

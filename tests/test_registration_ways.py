@@ -77,6 +77,8 @@ def test_a_batch_runs_from_a_list_to_nodes(servers: list[Sshd], monkeypatch: pyt
     assert list(offered.values()) == [server.host_key.fingerprint for server in servers]
     assert batches.approve(batch, offered) == 3
     assert sorted(Node.objects.values_list("name", "labels")) == [(f"te{n}", ["lab"]) for n in range(3)]
+    batch.refresh_from_db()
+    assert batch.sign_in == "", "it is not needed more"
     (bad,) = Candidate.objects.filter(state="failed")
     assert (bad.typed, bad.reason) == ("te9:x", "A port is a number from 1 to 65535.")
 
