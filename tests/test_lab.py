@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -190,3 +193,37 @@ def test_a_whole_quarterdeck_with_the_lab_registered(lab_deck: LabDeck, lab4: La
         facts = lab_deck.facts(host.name)
         assert facts["home"] == "/root", json.dumps(facts)
     assert BASE.exists()
+
+
+def test_a_host_reaches_what_this_machine_reaches_through_the_door_and_nothing_without_it(
+    pair: Lab, tmp_path: Path
+) -> None:
+    (tmp_path / "page").write_text("found")
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/page"
+        assert fetch(pair.hosts[0], url, through="http://{}:3128") == "found"
+        assert fetch(pair.hosts[0], url, through="") == "refused"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+_FETCH = """
+import sys, urllib.request
+proxies = {"http": sys.argv[2]} if sys.argv[2] else {}
+try:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    print(opener.open(sys.argv[1], timeout=5).read().decode())
+except OSError:
+    print("refused")
+"""
+
+
+def fetch(host: Host, url: str, through: str) -> str:
+    gateway = host.address.rpartition(".")[0] + ".1"
+    return host.run("python3", "-c", _FETCH, url, through.format(gateway)).strip()
