@@ -182,6 +182,15 @@ SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 * 1024 * 1024
 
+# Mail that alerts are sent by; without EMAIL_HOST none is.
+EMAIL_HOST = os.environ.get("EMAIL_HOST", "")
+EMAIL_PORT = number("EMAIL_PORT", 587)
+EMAIL_HOST_USER = os.environ.get("EMAIL_USER", "")
+EMAIL_HOST_PASSWORD = os.environ.get("EMAIL_PASSWORD", "")
+EMAIL_USE_TLS = flag("EMAIL_TLS", True)
+EMAIL_TIMEOUT = 15
+DEFAULT_FROM_EMAIL = os.environ.get("EMAIL_FROM", "quarterdeck@localhost")
+
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", _("English")), ("zh-hans", _("Simplified Chinese"))]
 LOCALE_PATHS = [BASE_DIR / "locale"]
@@ -212,6 +221,12 @@ LOGGING = {
 LOCAL_NODE_ROOT = os.environ.get("QUARTERDECK_NODE_ROOT") or str(VAR_DIR / "node")
 #: Bytes of a job's log kept in its stream; older bytes are read from the node or the archive.
 LOG_STREAM_BYTES = number("LOG_STREAM_BYTES", 8 * 1024 * 1024)
+#: Bytes of a running job's log file kept on its node; the beginning of a longer one is let go of. 0: all.
+LOG_FILE_BYTES = number("LOG_FILE_BYTES", 1 << 30)
+#: Bytes of an ended job's log kept in the database, its end where it is longer.
+LOG_ARCHIVE_BYTES = number("LOG_ARCHIVE_BYTES", 64 << 20)
+#: Days after which an ended job's directory on its node and its archived log are removed.
+LOG_DAYS = number("LOG_DAYS", 30)
 #: Seconds of samples kept in a node's metrics stream, one sample a second.
 METRICS_STREAM_SAMPLES = number("METRICS_STREAM_SAMPLES", 3600)
 #: PyTorch's CPU wheels where the package index does not offer them; a mirror may take its place.

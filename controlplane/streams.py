@@ -8,6 +8,7 @@ the archive.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -25,7 +26,7 @@ local tail = -1
 if #last > 0 then tail = tonumber(string.match(last[1][1], '^(%d+)')) end
 if tail >= 0 and tail ~= start then return tail end
 local stop = start + string.len(data)
-redis.call('XADD', key, string.format('%.0f-0', stop), 'd', data)
+redis.call('XADD', key, string.format('%.0f-0', stop), 'd', data, 't', ARGV[5])
 if stop > keep then redis.call('XTRIM', key, 'MINID', string.format('%.0f-0', stop - keep)) end
 redis.call('EXPIRE', key, tonumber(ARGV[4]))
 return stop
@@ -34,14 +35,20 @@ _WEEK = 7 * 24 * 3600
 
 
 class Chunk(NamedTuple):
-    """Bytes of a log and the offset of the first one."""
+    """Bytes of a log and the offset of the first one. ``at``: when they came, ms since 1970; 0 where nobody knows."""
 
     start: int
     data: bytes
+    at: int = 0
 
     @property
     def end(self) -> int:
         return self.start + len(self.data)
+
+    def beyond(self, position: int) -> Chunk:
+        """The part of it from ``position`` on."""
+        cut = position - self.start
+        return self if cut <= 0 else Chunk(position, self.data[cut:], self.at)
 
 
 @lru_cache(maxsize=1)
@@ -80,14 +87,15 @@ def append(key: str, start: int, data: bytes, keep: int | None = None) -> int:
     """
     if not data:
         return start
-    arguments: list[bytes | int] = [start, data, settings.LOG_STREAM_BYTES if keep is None else keep, _WEEK]
+    kept = settings.LOG_STREAM_BYTES if keep is None else keep
+    arguments: list[bytes | int] = [start, data, kept, _WEEK, int(time.time() * 1000)]
     return int(cast(int, client().eval(_APPEND, 1, key, *arguments)))
 
 
 def end(key: str) -> int | None:
     """The offset where the stream ends, or None when it is empty or gone."""
     last = cast(list[Any], client().xrevrange(key, count=1))
-    return _offset(last[0][0]) if last else None
+    return offset(last[0][0]) if last else None
 
 
 def read(key: str, after: int) -> Iterator[Chunk]:
@@ -96,7 +104,20 @@ def read(key: str, after: int) -> Iterator[Chunk]:
     while entries := cast(list[Any], client().xrange(key, min=f"({position}-0", count=64)):
         for entry_id, fields in entries:
             yield _cut(entry_id, fields, after)
-        position = _offset(entries[-1][0])
+        position = offset(entries[-1][0])
+
+
+async def read_between(connection: redis.asyncio.Redis, key: str, after: int, until: int) -> AsyncGenerator[Chunk]:
+    """The chunks the stream still has from byte ``after`` to ``until``, the last of them whole."""
+    position = after
+    while position < until:
+        entries = cast(list[Any], await connection.xrange(key, min=f"({position}-0", count=16))
+        if not entries:
+            return
+        for entry_id, fields in entries:
+            chunk = _cut(entry_id, fields, position)
+            position = chunk.end
+            yield chunk
 
 
 async def follow(
@@ -125,11 +146,11 @@ def entries_of(answer: Any) -> list[Any]:
     return cast(list[Any], answer[0][1])
 
 
-def _offset(entry_id: bytes) -> int:
+def offset(entry_id: bytes) -> int:
+    """The byte a log entry ends at, which is its id."""
     return int(entry_id.partition(b"-")[0])
 
 
 def _cut(entry_id: bytes, fields: dict[bytes, bytes], after: int) -> Chunk:
-    stop, data = _offset(entry_id), fields[b"d"]
-    start = stop - len(data)
-    return Chunk(start, data) if start >= after else Chunk(after, data[after - start :])
+    stop, data = offset(entry_id), fields[b"d"]
+    return Chunk(stop - len(data), data, int(fields.get(b"t", 0))).beyond(after)

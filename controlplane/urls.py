@@ -7,12 +7,13 @@ from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
 from controlplane import views
+from deployments.alerts import views as alert_views
 from deployments.hub.views import hub, models
 from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
 from deployments.usage_views import usage, usage_csv
+from nodes.log_views import job_log
 from nodes.telemetry.views import recent, series
-from nodes.views import job_log
 
 urlpatterns = [
     path("", overview, name="overview"),
@@ -21,6 +22,7 @@ urlpatterns = [
     path("sign-out/", login_not_required(LogoutView.as_view()), name="sign-out"),
     path("language/", views.language, name="language"),
     path("nodes/", include("nodes.urls")),
+    path("clusters/", include("nodes.clusters_urls")),
     path("deployments/", include("deployments.urls")),
     path("playground/", include("deployments.playground.urls")),
     path("models/", models, name="models"),
@@ -31,6 +33,10 @@ urlpatterns = [
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),
     path("usage/", usage, name="usage"),
     path("usage/usage.csv", usage_csv, name="usage-csv"),
+    path("alerts/", alert_views.alerts, name="alerts"),
+    path("alerts/bell/", alert_views.bell, name="alert-bell"),
+    path("alerts/settings/", alert_views.settings, name="alert-settings"),
+    path("alerts/test/", alert_views.test, name="alert-test"),
     path("telemetry/", recent, name="telemetry-recent"),
     path("telemetry/<slug:kind>/<int:number>/", series, name="telemetry"),
     path("jobs/<uuid:job_id>/log", job_log, name="job-log"),

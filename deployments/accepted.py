@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from typing import Any
 
 from celery import shared_task
 
@@ -45,6 +46,12 @@ def ask_flags(node_id: int) -> None:
     with suppress(Problem, ValueError, KeyError, TypeError, AttributeError):
         command = python(preparation.site(node).interpreter, PROGRAM, env={"VLLM_NO_USAGE_STATS": "1"})
         result = ask(shared_host(node), command, timeout=_PATIENCE)
-        answer = json.loads(result.text.strip().rpartition("\n")[2])
-        Accepted.from_json(answer)
+        answer = answer_of(result.text)
         AcceptedFlags.objects.get_or_create(fingerprint=fingerprint, defaults={"answer": answer})
+
+
+def answer_of(printed: str) -> dict[str, Any]:
+    """What `PROGRAM` printed, after whatever vLLM said before. Raises ValueError, KeyError, … where it is no answer."""
+    answer = json.loads(printed.strip().rpartition("\n")[2])
+    Accepted.from_json(answer)
+    return dict(answer)

@@ -13,7 +13,7 @@ from pydantic import StringConstraints
 
 from controlplane.api import FAILURES, Line, Listed, Name, Small, Window, Word, listed, needs
 from controlplane.roles import ADMIN, OPERATOR
-from deployments import aliases, revisions, rollout
+from deployments import aliases, exchange, revisions, rollout
 from deployments.kept import Revision
 from deployments.models import Deployment, Replica
 from deployments.spec import Spec
@@ -151,6 +151,13 @@ def start(request: HttpRequest, name: Path[Name]) -> Status[RunOut]:
     """Roll it out. The run tells how far it is."""
     user = needs(request, OPERATOR).user
     return Status(202, tell_run(rollout.start(_named(name), user)))
+
+
+@router.post("/deployments/{name}/restart", response={202: RunOut, **FAILURES}, tags=["deployments"])
+def restart(request: HttpRequest, name: Path[Name]) -> Status[RunOut]:
+    """Replace the servers by fresh ones of the newest revision: without a gap where the free GPUs allow it."""
+    user = needs(request, OPERATOR).user
+    return Status(202, tell_run(exchange.replace(_named(name), user)))
 
 
 @router.post("/deployments/{name}/stop", response={202: RunOut, **FAILURES}, tags=["deployments"])

@@ -8,4 +8,16 @@ class DeploymentsConfig(AppConfig):
 
     def ready(self) -> None:
         # They register steps, stories, tasks and receivers.
-        from deployments import accepted, care, ending, rollout, serving, steps  # noqa: F401
+        from deployments import (  # noqa: F401
+            accepted,
+            canary,
+            care,
+            ending,
+            exchange,
+            measured,
+            mending,
+            rollout,
+            serving,
+            steps,
+        )
+        from deployments.alerts import tasks  # noqa: F401

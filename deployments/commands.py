@@ -7,7 +7,8 @@ of a command line. On nodes without a GPU a few options get defaults that fit th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
+from deployments.plan.cpu import CACHE, SEQUENCES
 from nodes.facts import Facts
 from nodes.recipes import Site
 from nodes.recipes.ray import PortPlan, client_environment, worker_environment
@@ -30,9 +32,19 @@ _LIKE_AN_OPTION = re.compile(r"-(?![\d.])")  # vLLM would read such a value as t
 _LONGEST_VALUE = 20_000
 _SERVE = 'exec "$1" serve --config "$QD_JOB/serve.yaml"'
 
-# Small enough for any machine that can run the engine at all. Left to itself, vLLM takes 92 % of the host's
-# memory for its KV cache on CPUs.
-_CPU_DEFAULTS = {"max-num-seqs": 8, "kv-cache-memory-bytes": 512 * 2**20}
+_CPU_DEFAULTS = {"max-num-seqs": SEQUENCES, "kv-cache-memory-bytes": CACHE}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How a server's workers come to be: by Ray on the whole cluster, or ("mp") on these GPUs of its own host."""
+
+    executor: str = "ray"
+    gpus: Sequence[int] = ()  # empty: all that are free; Ray chooses by itself
+    environment: Mapping[str, str] = field(default_factory=dict)  # what the plan gives every worker
+
+
+BY_RAY = Workers()
 
 
 def serve(
@@ -46,10 +58,11 @@ def serve(
     port: int,
     api_key: Secret,
     options: Mapping[str, Any],
+    workers: Workers = BY_RAY,
 ) -> Command:
-    """Serve the model at path ``model`` under ``name`` on Ray, from the head. Runs until it is stopped.
+    """Serve the model at path ``model`` under ``name``. Runs until it is stopped.
 
-    ``address`` is the head's own address, where the server listens; ``options`` are vLLM's own flag names and
+    ``address`` is the node's own address, where the server listens; ``options`` are vLLM's own flag names and
     values. Raises `Problem` for options that cannot be passed on.
     """
     config = {
@@ -57,14 +70,16 @@ def serve(
         "served-model-name": [name],
         "host": address,
         "port": port,
-        "distributed-executor-backend": "ray",
+        "distributed-executor-backend": workers.executor,
         **engine_options(facts, checked(options)),
     }
     env = {
         **worker_environment(facts, site, address),
-        **client_environment(site, plan, address),
+        **(client_environment(site, plan, address) if workers.executor == "ray" else {}),
         **_ENGINE_ENVIRONMENT[facts.engine],
         **_ENVIRONMENT,
+        **({"CUDA_VISIBLE_DEVICES": ",".join(map(str, workers.gpus))} if workers.gpus else {}),
+        **workers.environment,
         "VLLM_API_KEY": api_key,
     }
     written = yaml.safe_dump(config, sort_keys=False).encode("ascii")

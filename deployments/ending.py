@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from deployments import freed
 from deployments.serving import replica_of
 from deployments.steps import deployment_of
 from nodes import clusters, clusters_steps, ending, runs
 from nodes.models import Step
 from nodes.recipes import Satisfied
-from nodes.runs import StepKind, Waiting
+from nodes.runs import Done, StepKind, Waiting
 from nodes.states import ClusterState
+
+#: After its end a server's memory is free within this time.
+MEMORY_TIME = timedelta(seconds=40)
+
+
+def _stop_server(step: Step) -> Satisfied | Waiting:
+    replica = replica_of(step)
+    freed.remember(replica)
+    return ending.begin_end(replica.server)
+
+
+def _server_ended(step: Step) -> Done | Waiting:
+    """Over when no process is left and the memory is back, which a driver may need some seconds for."""
+    replica = replica_of(step)
+    ended = ending.ended(step, replica.server)
+    if isinstance(ended, Waiting):
+        return ended
+    late = step.started_at is not None and timezone.now() - step.started_at > ending.GRACE + MEMORY_TIME
+    proof = freed.proof(replica, last_look=late)
+    return Waiting(_("waiting for its memory to be free")) if proof is None else Done(proof)
 
 
 def _stop_ray(step: Step) -> Satisfied | Waiting:
@@ -27,8 +51,6 @@ def _stop_ray(step: Step) -> Satisfied | Waiting:
 
 
 runs.register(
-    StepKind("stop-server", gettext_lazy("Stop the model server"),
-             lambda step: ending.begin_end(replica_of(step).server),
-             lambda step: ending.ended(step, replica_of(step).server)),
+    StepKind("stop-server", gettext_lazy("Stop the model server"), _stop_server, _server_ended),
     StepKind("stop-ray", gettext_lazy("Stop Ray"), _stop_ray, clusters_steps.ray_ended),
 )

@@ -59,6 +59,14 @@ class Accepted(NamedTuple):
         """The long names that may be set, in order."""
         return sorted(name for name in self.choices if len(name) > 2 and name not in OWN_OPTIONS)
 
+    @property
+    def listed(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Names with their choices, for a page. That a switch has a negated form, too, goes without saying."""
+        return [(name, self.choices[name]) for name in self.names if not self._negates(name)]
+
+    def _negates(self, name: str) -> bool:
+        return name.startswith("no-") and name.removeprefix("no-") in self.choices
+
 
 class Gone(NamedTuple):
     """A flag that vLLM had. ``instead`` is its new name, where it was renamed; else it is dropped if it is harmless."""

@@ -6,13 +6,16 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
-from deployments import plan_page, planning, revisions, rollout
+from deployments import accepted, command_page, exchange, plan_page, planning, revisions, rollout
 from deployments.forms import FLAGS, LAYOUT, DeploymentForm, initial
 from deployments.models import Deployment
+from deployments.planning import Planned
+from deployments.spec import Spec
+from deployments.states import AT_REST, SERVING
 from nodes.models import Node
 
 #: Fields whose errors are told while somebody types; others are only not filled in yet.
@@ -56,13 +59,13 @@ def _create(request: SignedIn, form: DeploymentForm) -> Deployment:
 def edit(request: SignedIn, name: str) -> HttpResponse:
     """The same form over what the deployment is; saving makes a new revision."""
     found = get_object_or_404(Deployment, name=name)
-    form = DeploymentForm(request.POST or None, initial=initial(revisions.spec_of(found)), editing=found)
+    form = DeploymentForm(request.POST or None, initial=initial(planning.spec_of(found)), editing=found)
     if request.method == "POST" and form.is_valid():
         try:
             return _save(request, found, form)
         except Problem as problem:
             form.problem = problem
-    page = {"form": form, "deployment": found, "runs": found.state not in planning.AT_REST}
+    page = {"form": form, "deployment": found, "runs": found.state not in AT_REST}
     return render(request, "deployments/edit.html", page, status=409 if form.is_bound else 200)
 
 
@@ -78,9 +81,12 @@ def _save(request: SignedIn, found: Deployment, form: DeploymentForm) -> HttpRes
 
 
 def _apply(request: SignedIn, found: Deployment) -> HttpResponse:
-    """Have the newest revision run."""
+    """Have the newest revision run: started, or in the place of what runs."""
     try:
-        rollout.start(found, request.user)
+        if found.fresh().state in AT_REST:
+            rollout.start(found, request.user)
+        else:
+            exchange.replace(found, request.user)
     except Problem as problem:
         messages.warning(request, str(problem))
     return redirect(found)
@@ -97,7 +103,40 @@ def plan(request: SignedIn) -> HttpResponse:
     try:
         for name in _MODEL & form.errors.keys():  # not typed to its end
             raise Problem(str(form.errors[name][0]))
-        page["shown"] = plan_page.shown(planning.plan_for(form.spec, besides))
+        spec = form.spec
+        planned = planning.plan_for(spec, besides)
+        page["shown"] = plan_page.shown(planned)
+        page |= _more(spec, planned, besides)
     except Problem as problem:
         page["problem"] = problem
     return render(request, "deployments/plan.html", page)
+
+
+def _more(spec: Spec, planned: Planned, besides: Deployment | None) -> dict[str, object]:
+    """The commands, and how what runs would be replaced; neither stands in the way of the plan."""
+    try:
+        draft = command_page.draft_of(spec, planned, besides)
+        gap = exchange.forecast(draft) if besides and besides.state in SERVING else None
+        return {"commands": command_page.of_deployment(draft, command_page.would_be(draft)), "gap": gap}
+    except Problem as problem:
+        return {"commands_problem": str(problem)}
+
+
+@require_safe
+def flags(request: HttpRequest, name: str) -> HttpResponse:
+    """Every flag that the vLLM of a node accepts."""
+    node = get_object_or_404(Node, name=name)
+    return render(request, "deployments/flags.html", {"node": node, "accepted": accepted.of(node)})
+
+
+@require_safe
+def commands(request: HttpRequest, name: str) -> HttpResponse:
+    """What runs for the deployment now, or would with its present plan."""
+    found = get_object_or_404(Deployment.objects.select_related("cluster__head"), name=name)
+    page: dict[str, object] = {"deployment": found}
+    try:
+        replicas = list(found.replicas.select_related("node", "deployment__cluster__head"))
+        page["commands"] = command_page.of_deployment(found, replicas or command_page.would_be(found))
+    except Problem as problem:
+        page["commands_problem"] = str(problem)
+    return render(request, "deployments/commands_page.html", page)

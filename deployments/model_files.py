@@ -54,11 +54,11 @@ class ModelFiles(NamedTuple):
     config: dict[str, Any]
     tensor_bytes: int | None = None
 
-    @property
-    def model(self) -> ModelConfig:
-        """As the plan sees it. Raises `Problem` for a config that cannot be planned with."""
+    def model(self, overrides: Any = None) -> ModelConfig:
+        """As the plan sees it, with what ``hf-overrides`` changes. Raises `Problem` where nothing can be planned."""
+        config = {**self.config, **overrides} if isinstance(overrides, dict) else self.config
         try:
-            return ModelConfig.from_config(self.config, self.tensor_bytes)
+            return ModelConfig.from_config(config, self.tensor_bytes)
         except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise BadInput(_("Its config.json cannot be understood: %(error)r.") % {"error": error}) from error
 

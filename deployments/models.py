@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy
 from controlplane.lifecycle import Lifecycle
 from controlplane.secrets import EncryptedField
 from deployments import states
+from deployments.alerts.models import Alert, AlertSettings, Delivery
 from deployments.hub.models import HubAccess
 from deployments.kept import AcceptedFlags, Revision
 from deployments.names import Alias
@@ -22,8 +23,8 @@ from deployments.usage import KeyLimits, Usage
 from nodes.models import Cluster, Job, Node
 
 __all__ = [
-    "AcceptedFlags", "Alias", "ApiKey", "Conversation", "Deployment", "HubAccess", "KeyLimits", "Message", "Replica",
-    "Revision", "Usage",
+    "AcceptedFlags", "Alert", "AlertSettings", "Alias", "ApiKey", "Conversation", "Delivery", "Deployment", "HubAccess",
+    "KeyLimits", "Message", "Replica", "Revision", "Usage",
 ]  # fmt: skip
 
 

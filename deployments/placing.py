@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -11,9 +11,10 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from deployments.models import Deployment, Replica
-from deployments.states import ReplicaState
+from deployments.states import REPLICA_AT_REST, ReplicaState
 from nodes.models import Node
 from nodes.recipes.ray import port_plan
+from nodes.states import JOB_ACTIVE
 
 #: vLLM's ports on a node, counted from where Ray's port plan ends.
 SERVER_PORTS = 60
@@ -49,16 +50,31 @@ def place(deployment: Deployment) -> list[Replica]:
     """
     given = seats(deployment.plan, deployment.copies)
     deployment.replicas.filter(number__gt=len(given)).delete()
+    return _placed(deployment, zip(count(1), given, strict=False), set())
+
+
+def beside(deployment: Deployment) -> list[Replica]:
+    """As `place`, beside those that run: with numbers and ports that these do not have."""
+    deployment.replicas.filter(state__in=REPLICA_AT_REST).exclude(server__state__in=JOB_ACTIVE).delete()
+    there = list(deployment.replicas.all())
+    numbers = (number for number in count(1) if number not in {one.number for one in there})
+    given = seats(deployment.plan, deployment.copies)
+    return _placed(deployment, zip(numbers, given, strict=False), {one.port for one in there})
+
+
+def _placed(
+    deployment: Deployment, given: Iterable[tuple[int, list[dict[str, Any]]]], taken: set[int]
+) -> list[Replica]:
     ports: dict[int, Iterator[int]] = {}
-    return [_place(deployment, number, places, ports) for number, places in enumerate(given, 1)]
+    return [_place(deployment, number, places, ports, taken) for number, places in given]
 
 
 def _place(
-    deployment: Deployment, number: int, places: list[dict[str, Any]], ports: dict[int, Iterator[int]]
+    deployment: Deployment, number: int, places: list[dict[str, Any]], ports: dict[int, Iterator[int]], taken: set[int]
 ) -> Replica:
     node = node_of(deployment, places)
     if node.pk not in ports:
-        ports[node.pk] = free_ports(node, deployment)
+        ports[node.pk] = free_ports(node, deployment, taken)
     placed: dict[str, Any] = {
         **FRESH, "node": node, "port": next(ports[node.pk]), "placement": places, "spec": spec(deployment),
         "revision": deployment.revision, "state": ReplicaState.WAITING, "reason": "", "failures": 0, "restarts": 0,
@@ -84,10 +100,10 @@ def node_of(deployment: Deployment, places: list[dict[str, Any]]) -> Node:
     return Node.objects.get(name=places[0]["host"])
 
 
-def free_ports(node: Node, deployment: Deployment) -> Iterator[int]:
-    """Ports for servers on the node that no replica and no other deployment has, the deployment's own first."""
+def free_ports(node: Node, deployment: Deployment, not_these: set[int]) -> Iterator[int]:
+    """Ports for servers on the node that no other deployment has, the deployment's own first."""
     others = Deployment.objects.filter(cluster__head=node).exclude(pk=deployment.pk)
-    taken = {*others.values_list("port", flat=True), *_ports_of_others(node, deployment)}
+    taken = {*others.values_list("port", flat=True), *_ports_of_others(node, deployment), *not_these}
     first = port_plan(settings.PORT_BASE).end
     yield from (port for port in [deployment.port] if port not in taken)
     yield from (port for port in count(first) if port not in taken and port != deployment.port)

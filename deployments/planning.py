@@ -18,13 +18,15 @@ from django.utils.translation import gettext as _
 from controlplane import streams
 from controlplane.problems import Problem
 from deployments import accepted, flags
+from deployments.commands import checked
 from deployments.model_files import model_files
 from deployments.models import Deployment, Replica
-from deployments.plan import HostSpec, ModelConfig, Plan, Wishes, plan
+from deployments.plan import GpuSpec, HostSpec, Layout, ModelConfig, Plan, Wishes, plan
 from deployments.plan.hosts import MIB
 from deployments.plan.result import Placement
 from deployments.spec import Spec
-from deployments.states import REPLICA_AT_REST, DeploymentState
+from deployments.states import AT_REST, REPLICA_AT_REST
+from nodes import mesh
 from nodes.models import Cluster, Node
 from nodes.states import NodeState
 from nodes.telemetry import store
@@ -32,8 +34,6 @@ from nodes.telemetry.sample import INDEX, USED
 
 #: A sample older than this many seconds says nothing of now; the facts do.
 _SAMPLE_SECONDS = 30
-#: States in which a deployment holds no GPU.
-AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
 _LANGUAGES = ("en", "zh-hans")
 
 
@@ -48,11 +48,12 @@ class Ground:
 
     @property
     def free(self) -> tuple[HostSpec, ...]:
-        """The hosts without the GPUs that other deployments have: Ray gives a GPU to one of them only."""
-        return tuple(
-            replace(host, gpus=tuple(gpu for gpu in host.gpus if (host.name, gpu.index) not in self.taken))
-            for host in self.hosts
-        )
+        """The hosts, with the GPUs that other deployments have full: Ray gives a GPU to one of them only."""
+        return tuple(replace(host, gpus=tuple(self._left(host, gpu) for gpu in host.gpus)) for host in self.hosts)
+
+    def _left(self, host: HostSpec, gpu: GpuSpec) -> GpuSpec:
+        taken = (host.name, gpu.index) in self.taken
+        return replace(gpu, memory_used_mib=gpu.memory_total_mib) if taken else gpu
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,14 @@ class Planned:
 
     looked: flags.Looked
     ground: Ground
+    accepted: flags.Accepted | None  # what the flags were compared with; None: the node's vLLM is being asked
     plan: Plan | None = None
     model: ModelConfig | None = None
     problem: Problem | None = None
+
+    @property
+    def layout(self) -> Layout | None:
+        return self.plan.layout if self.plan else None
 
     @property
     def impossible(self) -> Problem | None:
@@ -113,7 +119,7 @@ def ground(nodes: Sequence[Node], besides: Deployment | None = None) -> Ground:
         samples = {pk: one for pk, one in found.items() if time.time() - one.get("t", 0) < _SAMPLE_SECONDS}
     own = _held(besides) if besides else {}
     hosts = tuple(_host(node, samples.get(node.pk, {}), own) for node in nodes)
-    return Ground(hosts, network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
+    return Ground(hosts, mesh.network_gbps(nodes), len(samples) == len(nodes), _taken(nodes, besides))
 
 
 def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], int]) -> HostSpec:
@@ -128,11 +134,6 @@ def _host(node: Node, sample: Mapping[str, Any], own: Mapping[tuple[str, int], i
     if busy is not None and total is not None:
         return replace(host, gpus=gpus, memory_available_mib=max(0, total - busy) // MIB)
     return replace(host, gpus=gpus)
-
-
-def network_gbps(nodes: Sequence[Node]) -> float | None:
-    """The slowest measured way between two of the nodes, in Gbit/s; None where nobody measured."""
-    return None
 
 
 def _taken(nodes: Sequence[Node], besides: Deployment | None) -> dict[tuple[str, int], str]:
@@ -166,24 +167,99 @@ def plan_for(spec: Spec, besides: Deployment | None = None) -> Planned:
     """Plan a specification on its place as it is now. Raises `Problem` only where the place itself is not there."""
     nodes = nodes_of(place_of(spec))
     stands = ground(nodes, besides)
-    looked = flags.looked_at(spec.options, accepted.of(nodes[0]))
+    known = accepted.of(nodes[0])
+    looked = flags.looked_at(spec.options, known)
     try:
-        model = model_files(spec.model, nodes[0]).model
-        outcome = plan(model, stands.free, wishes(spec, looked.options), stands.gbps)
+        model = model_files(spec.model, nodes[0]).model(looked.options.get("hf-overrides"))
+        asked = wishes(spec, looked.options)
+        found = Planned(looked, stands, known, _within(spec, model, stands, asked), model)
+        if besides is None or besides.state in AT_REST:
+            return found
+        # Beside the servers that run, where there is room for the same: then they can be replaced without a gap.
+        others = ground(nodes)
+        beside = Planned(looked, others, known, _within(spec, model, others, asked), model)
     except Problem as problem:
-        return Planned(looked, stands, problem=problem)
-    return Planned(looked, stands, outcome, model)
+        return Planned(looked, stands, known, problem=problem)
+    return beside if beside.layout and beside.layout == found.layout else found
+
+
+def _within(spec: Spec, model: ModelConfig, stands: Ground, asked: Wishes) -> Plan:
+    """The plan; for processes without Ray one in which no copy leaves its host."""
+    outcome = plan(model, stands.free, asked, stands.gbps)
+    if spec.executor != Deployment.Executor.MP or not _crosses(outcome):
+        return outcome
+    alone = (plan(model, [host], asked, stands.gbps) for host in stands.free)
+    best = max(alone, key=lambda one: (one.feasible, one.tokens_per_second, one.kv_tokens))
+    if best.feasible:
+        return best
+    said = _("No single host holds a copy, and processes without Ray stay on one host.")
+    return Plan(problems=(said, *best.problems), nearest=best.nearest, alternatives=outcome.alternatives)
+
+
+def _crosses(outcome: Plan) -> bool:
+    hosts: dict[int, set[str]] = {}
+    for place in outcome.placement:
+        hosts.setdefault(place.replica, set()).add(place.host)
+    return any(len(names) > 1 for names in hosts.values())
 
 
 def wishes(spec: Spec, options: Mapping[str, Any]) -> Wishes:
     """The specification in the planner's words: its options, and the number of copies."""
     plain = {name: value for name, value in options.items() if isinstance(value, str | int | float | bool)}
+    plain.pop("data-parallel-size", None)  # vLLM's own, within one server; copies are servers
     return Wishes.from_flags(plain | ({"data-parallel-size": spec.copies} if spec.copies else {}))
 
 
+def spec_of(deployment: Deployment) -> Spec:
+    """The specification as it was last written; of a deployment from before there were revisions, as it is."""
+    latest = deployment.revisions.first()
+    if latest is not None:
+        return Spec.from_dict(latest.spec)
+    cluster = deployment.cluster
+    alone = cluster.nodes.count() <= 1
+    return Spec(
+        name=deployment.name,
+        model=deployment.model,
+        cluster="" if alone else cluster.name,
+        node=cluster.head.name if alone else "",
+        port=deployment.port,
+        options=checked(deployment.options),
+    )
+
+
+def renew(deployment: Deployment) -> None:
+    """Plan once more before a start, with memory and GPUs as they are now. Raises `Problem` where it does not fit now.
+
+    Where nothing can be planned, since a node is away or its memory is not known, what was planned stays.
+    """
+    spec = spec_of(deployment)
+    planned = plan_for(spec, deployment)
+    if deployment.plan and planned.impossible:
+        raise planned.impossible
+    if planned.layout:
+        values = kept(planned, spec)
+        Deployment.objects.filter(pk=deployment.pk).update(**values)
+        for name, value in values.items():
+            setattr(deployment, name, value)
+
+
+def kept(planned: Planned, spec: Spec) -> dict[str, Any]:
+    """The fields of a deployment that come from its plan."""
+    return {
+        "executor": executor_for(spec, planned.plan),
+        "copies": spec.copies or (planned.layout.replicas if planned.layout else 1),
+        "plan": stored(planned, spec),
+    }
+
+
 def executor_for(spec: Spec, outcome: Plan | None) -> str:
-    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs."""
-    return spec.executor or Deployment.Executor.RAY
+    """What starts the workers: as wished; else Ray, which spans hosts and keeps count of GPUs.
+
+    A host without GPUs has one worker through Ray, so several of them on one need processes.
+    """
+    first = [place for place in outcome.placement if place.replica == 0] if outcome else []
+    crowded = len(first) > len({place.host for place in first}) and all(place.gpu is None for place in first)
+    return spec.executor or str((Deployment.Executor.MP if crowded else Deployment.Executor.RAY).value)
 
 
 # --- what is kept ---
@@ -205,7 +281,7 @@ def stored(planned: Planned, spec: Spec) -> dict[str, Any]:
     assert planned.model is not None
     for language in _LANGUAGES:
         with translation.override(language):
-            again = plan(planned.model, planned.ground.free, wishes(spec, planned.looked.options), planned.ground.gbps)
+            again = _within(spec, planned.model, planned.ground, wishes(spec, planned.looked.options))
         shape["reasons"][language] = list(again.reasons)
     return shape
 

@@ -41,16 +41,16 @@ def compared(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Compa
     weights = max(place["weights_bytes"] for place in first) / _GIB
     cache = min(place["kv_bytes"] for place in first) / _GIB
     rows = (
-        (_("Weights on the fullest GPU"), weights, "weights_gib", _("%.2f GiB")),
-        (_("KV cache on the poorest GPU"), cache, "kv_gib", _("%.2f GiB")),
-        (_("KV cache holds"), plan.get("kv_tokens", 0), "kv_tokens", _("%d tokens")),
-        (_("Full-length requests at once"), plan.get("max_concurrency", 0), "max_concurrency", "%.1f"),
+        (_("Weights on the fullest GPU"), weights, "weights_gib", "{:.2f} GiB"),
+        (_("KV cache on the poorest GPU"), cache, "kv_gib", "{:.2f} GiB"),
+        (_("Tokens in the KV cache"), plan.get("kv_tokens", 0), "kv_tokens", "{:,.0f}"),
+        (_("Full-length requests at once"), plan.get("max_concurrency", 0), "max_concurrency", "{:.1f}"),
     )
     return [_row(label, float(value), measured.get(name), unit) for label, value, name, unit in rows]
 
 
 def _row(label: Text, predicted: float, measured: float | None, unit: str) -> Compared:
     if measured is None:
-        return Compared(label, unit % predicted, "", None)
+        return Compared(label, unit.format(predicted), "", None)
     percent = 100 * (measured - predicted) / predicted if predicted else None
-    return Compared(label, unit % predicted, unit % measured, percent)
+    return Compared(label, unit.format(predicted), unit.format(measured), percent)

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from controlplane.forms import DeckForm
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
-from deployments import revisions
+from deployments import planning, revisions
 from deployments.models import Deployment
 from deployments.spec import LARGEST_FILE, from_yaml
 
@@ -33,7 +33,7 @@ def history(request: HttpRequest, name: str) -> HttpResponse:
         {"revision": one, "lines": revisions.difference(before, one.spec) if before else []}
         for one, before in zip(kept, older, strict=True)
     ]
-    page = {"deployment": found, "told": told[:MOST_SHOWN], "yaml": revisions.spec_of(found).to_yaml()}
+    page = {"deployment": found, "told": told[:MOST_SHOWN], "yaml": planning.spec_of(found).to_yaml()}
     return render(request, "deployments/history.html", page)
 
 
@@ -54,7 +54,7 @@ def restore(request: SignedIn, name: str, number: int) -> HttpResponse:
 def export(request: HttpRequest, name: str) -> HttpResponse:
     """The deployment's file, as `manage.py apply` takes it."""
     found = get_object_or_404(Deployment, name=name)
-    response = HttpResponse(revisions.spec_of(found).to_yaml(), content_type="application/yaml; charset=utf-8")
+    response = HttpResponse(planning.spec_of(found).to_yaml(), content_type="application/yaml; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="{found.name}.yaml"'
     return response
 

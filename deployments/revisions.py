@@ -12,11 +12,11 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from deployments import planning, rollout
-from deployments.commands import checked
 from deployments.kept import Revision
 from deployments.models import Deployment
-from deployments.planning import AT_REST, Planned
+from deployments.planning import Planned, spec_of
 from deployments.spec import Spec
+from deployments.states import AT_REST
 from nodes import clusters
 from nodes.models import Node
 
@@ -27,23 +27,6 @@ class Line(NamedTuple):
     name: str
     old: Any
     new: Any
-
-
-def spec_of(deployment: Deployment) -> Spec:
-    """The specification as it was last written; of a deployment from before there were revisions, as it is."""
-    latest = deployment.revisions.first()
-    if latest is not None:
-        return Spec.from_dict(latest.spec)
-    cluster = deployment.cluster
-    alone = cluster.nodes.count() <= 1
-    return Spec(
-        name=deployment.name,
-        model=deployment.model,
-        cluster="" if alone else cluster.name,
-        node=cluster.head.name if alone else "",
-        port=deployment.port,
-        options=checked(deployment.options),
-    )
 
 
 def create(spec: Spec, by: User | None, note: str = "") -> Deployment:
@@ -141,9 +124,8 @@ def _write(deployment: Deployment, spec: Spec, planned: Planned, by: User | None
     deployment.cluster = clusters.of_node(_head(spec))
     deployment.model, deployment.port = spec.model, spec.port or deployment.port
     deployment.options = dict(planned.looked.options)
-    deployment.executor = planning.executor_for(spec, planned.plan)
-    deployment.plan = planning.stored(planned, spec)
-    deployment.copies = spec.copies or (planned.plan.layout.replicas if planned.plan and planned.plan.layout else 1)
+    for name, value in planning.kept(planned, spec).items():
+        setattr(deployment, name, value)
     deployment.revision = _keep(deployment, replace(spec, port=deployment.port), by, note)
     deployment.save(
         update_fields=["cluster", "model", "port", "options", "executor", "plan", "copies", "revision"])

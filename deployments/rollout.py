@@ -7,6 +7,7 @@ skipped where the facts already satisfy it. What fails says where and why, and l
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
@@ -16,11 +17,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import care, placing
+from deployments import model_steps, placing, planning
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
-from deployments.states import SERVING, DeploymentState, ReplicaState
-from nodes import clusters, preparation, registration, runs
+from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
+from nodes import clusters, ending, preparation, registration, runs
 from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
@@ -56,10 +57,13 @@ def _free_port(taken: set[int]) -> int:
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
-    """Roll the deployment out. Raises `Problem` when it cannot start from its present state."""
+    """Roll the deployment out, by a plan of now. Raises `Problem` when it cannot start from its present state."""
     _check_server_is_gone(deployment)
+    if deployment.fresh().state in AT_REST:
+        planning.renew(deployment)
     with transaction.atomic():
-        if not deployment.move(DeploymentState.ROLLING_OUT):
+        state = deployment.fresh().state
+        if state not in AT_REST or not deployment.move(DeploymentState.ROLLING_OUT, only_from=state):
             raise Problem(
                 _("%(name)s is %(state)s and cannot be started now.")
                 % {"name": deployment.name, "state": deployment.fresh().state.replace("_", " ")},
@@ -80,15 +84,34 @@ def _check_server_is_gone(deployment: Deployment) -> None:
         )
 
 
-def _rollout_stages(deployment: Deployment, replicas: list[Replica]) -> Stages:
-    """The same environment and the model on every node, Ray on all of them, then the servers where they belong."""
-    nodes = members(deployment.cluster)
-    prepare = preparation.prepare_stages(*nodes)[:-1]  # "room" looks at each node once more
-    everywhere = [[(kind, node) for node in nodes] for kind in ("model", "room")]
-    return [
-        *prepare, *everywhere, *clusters.ray_stages(nodes), [("placement", nodes[0])],
-        *([(kind, replica.node, replica.subject) for replica in replicas] for kind in ("serve", "verify")),
-    ]  # fmt: skip
+def _rollout_stages(deployment: Deployment, replicas: Sequence[Replica]) -> Stages:
+    """The same environment everywhere first; "room" then looks at each node once more."""
+    prepare = preparation.prepare_stages(*_nodes(deployment, replicas))[:-1]
+    return [*prepare, *start_stages(deployment, replicas)]
+
+
+def _nodes(deployment: Deployment, replicas: Sequence[Replica]) -> list[Node]:
+    """The nodes that these replicas need: with Ray all of the cluster, the head first."""
+    if deployment.executor == Deployment.Executor.RAY:
+        return members(deployment.cluster)
+    return list({replica.node_id: replica.node for replica in replicas}.values())
+
+
+def start_stages(
+    deployment: Deployment, replicas: Sequence[Replica], without: Sequence[Node] = ()
+) -> list[list[runs.Planned]]:
+    """The model on every node, Ray on all of them, then the servers of these replicas where they belong.
+
+    Nodes must be prepared; those ``without`` which it has to do are left alone.
+    """
+    nodes = [node for node in _nodes(deployment, replicas) if node not in without]
+    stages: list[list[runs.Planned]] = [*model_steps.stages(deployment, nodes), [("room", node) for node in nodes]]
+    if deployment.executor == Deployment.Executor.RAY:
+        about = replicas[0].subject if len(replicas) == 1 else ""
+        stages += [*clusters.ray_stages(nodes), [("placement", nodes[0], about)]]
+    elif any(one.gpus for one in replicas):
+        stages.append([("own-gpus", one.node, one.subject) for one in replicas])
+    return stages + [[(kind, one.node, one.subject) for one in replicas] for kind in ("serve", "verify")]
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
@@ -111,7 +134,7 @@ def stop(deployment: Deployment, by: User | None) -> Run:
 
 def delete(deployment: Deployment, by: User | None) -> None:
     """Forget a deployment that is not running. Raises `Problem` while it is."""
-    if deployment.fresh().state not in (DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED):
+    if deployment.fresh().state not in AT_REST:
         raise Problem(_("%(name)s is still running.") % {"name": deployment.name}, _("Stop it first."))
     _check_server_is_gone(deployment)
     cluster = deployment.cluster
@@ -157,7 +180,7 @@ def _rolled_out(run: Run, ok: bool, reason: str) -> None:
         if ok:
             replica.move(ReplicaState.READY, percent=100)
         elif replica.move(ReplicaState.FAILED, reason):
-            care.end_soon(replica.server)
+            ending.end_soon(replica.server)
     if ok:
         deployment.move(DeploymentState.READY)
         for node in deployment.cluster.nodes.all():

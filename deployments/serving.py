@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane import streams
 from controlplane.problems import Problem
-from deployments import commands, diagnosis, engine
-from deployments.models import Deployment, Replica
-from deployments.phases import PHASES, STARTED, PhaseReader, Progress
+from deployments import causes, commands, engine
+from deployments.model_steps import directory
+from deployments.models import Replica
+from deployments.phases import PHASES, STARTED, Progress
 from deployments.placing import FRESH
 from deployments.states import ReplicaState
 from deployments.steps import deployment_of
 from deployments.upstream import base_url, inner_address
 from nodes import clusters_steps, logs, preparation, runs
 from nodes.models import Job, Node, Step
-from nodes.recipes import models
 from nodes.remote.command import Command
 from nodes.runs import Done, StepKind, Waiting
 
 #: Bytes of a server's log in which its start is looked for.
 _LONGEST_START = 4 << 20
+#: The part of a GPU's memory that vLLM takes where nothing else is said.
+DEFAULT_SHARE = 0.92
 
 
 def replica_of(step: Step) -> Replica:
@@ -33,15 +33,38 @@ def replica_of(step: Step) -> Replica:
     return all_of_it.get(pk=number) if number else all_of_it[0]
 
 
-def _serve(step: Step) -> Command:
-    replica, node = replica_of(step), step.node
+def _own_gpus(step: Step) -> Done:
+    """The GPUs that the server was given have the memory that vLLM asks for: it would find out after a minute."""
+    replica, facts = replica_of(step), step.node.facts
+    share = float(replica.spec["options"].get("gpu-memory-utilization", DEFAULT_SHARE))
+    mine = [gpu for gpu in facts.gpus if gpu.index in replica.gpus]
+    for gpu in mine:
+        free, wanted = gpu.memory_total_mib - gpu.memory_used_mib, gpu.memory_total_mib * share
+        if free < wanted:
+            raise Problem(
+                _("GPU %(gpu)d of %(node)s has %(free).1f GiB free, and vLLM asks for %(wanted).1f GiB.")
+                % {"gpu": gpu.index, "node": step.node.name, "free": free / 1024, "wanted": wanted / 1024},
+                _("End what uses it (nvidia-smi shows it), or lower gpu-memory-utilization."),
+            )
+    return Done(", ".join(f"GPU {gpu.index}" for gpu in mine))
+
+
+def command_of(replica: Replica) -> Command:
+    """What starts the replica's server on its node. Raises `Problem` for options that cannot be passed on."""
+    node = replica.node
     site, spec = preparation.site(node), replica.spec
-    model = models.demo_path(site) if spec["model"] == Deployment.DEMO else spec["model"]
+    model = directory(spec["model"], site)
     plan = clusters_steps.plan_of(replica.deployment.cluster)
     return commands.serve(
         site=site, facts=node.facts, plan=plan, address=inner_address(node),
         name=replica.deployment.name, model=model, port=replica.port, api_key=replica.deployment.api_key,
-        options=spec["options"])
+        options=spec["options"], workers=_workers(replica))
+
+
+def _workers(replica: Replica) -> commands.Workers:
+    executor = replica.spec.get("executor", "ray")
+    gpus = replica.gpus if executor == "mp" else ()
+    return commands.Workers(executor, gpus, replica.spec.get("environment", {}))
 
 
 def _attach_server(step: Step, job: Job) -> bool:
@@ -53,22 +76,16 @@ def _serve_probe(step: Step) -> Done | Waiting:
     replica, job = replica_of(step), step.job
     if job is None:
         raise Problem(_("The server's job is not known any more."), _("Start the deployment again."))
-    progress = _progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
+    progress = causes.progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
     if engine.answers(replica):
         # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
-        _note(replica, _progress([logs.read(job, 0, _LONGEST_START)]))
+        _note(replica, causes.progress([logs.read(job, 0, _LONGEST_START).data]))
         return Done(_("answers on %(url)s") % {"url": base_url(replica)})
     _note(replica, progress)
     if progress.percent >= STARTED and step.node.kind == Node.Kind.SSH:
         return _through_ssh(replica)
+    causes.check_goes_on(job, progress)
     return Waiting(str(PHASES.get(progress.phase, PHASES["starting"])))
-
-
-def _progress(pieces: Iterable[bytes]) -> Progress:
-    reader = PhaseReader()
-    for piece in pieces:
-        reader.feed(piece)
-    return reader.progress
 
 
 def _note(replica: Replica, progress: Progress) -> None:
@@ -89,8 +106,7 @@ def _through_ssh(replica: Replica) -> Done | Waiting:
 
 def _explain(step: Step) -> str:
     assert step.job is not None
-    found = diagnosis.match(logs.tail(step.job, 1 << 20))
-    return f"{found.cause}\n{found.fix}" if found else runs.last_words(step.job)
+    return causes.of_start(step.job)
 
 
 def _verify(step: Step) -> Done:
@@ -103,6 +119,8 @@ def _verify(step: Step) -> Done:
 
 
 runs.register(
-    StepKind("serve", gettext_lazy("vLLM server"), _serve, _serve_probe, True, _explain, _attach_server),
+    StepKind("own-gpus", gettext_lazy("GPU memory"), _own_gpus),
+    StepKind("serve", gettext_lazy("vLLM server"), lambda step: command_of(replica_of(step)), _serve_probe, True,
+             _explain, _attach_server),
     StepKind("verify", gettext_lazy("A real prompt"), _verify),
 )

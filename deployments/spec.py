@@ -32,7 +32,7 @@ DEMO = "demo"
 EXECUTORS = ("ray", "mp")
 MOST_COPIES = 64
 #: Words that are pages beside a deployment's own.
-RESERVED = frozenset({"new", "plan", "import"})
+RESERVED = frozenset({"new", "plan", "import", "flags"})
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 #: Bytes of a file, and deployments in it.
 LARGEST_FILE, MOST_DOCUMENTS = 256 * 1024, 100

@@ -20,11 +20,11 @@ class DeploymentState(StrEnum):
 DEPLOYMENT_TRANSITIONS = following(
     draft="rolling_out",
     rolling_out="ready degraded failed stopping",
-    ready="degraded stopping failed",
-    degraded="ready stopping failed",
+    ready="rolling_out degraded stopping failed",
+    degraded="rolling_out ready degraded stopping failed",
     stopping="stopped failed",
     stopped="rolling_out",
-    failed="rolling_out ready degraded stopping stopped",
+    failed="rolling_out ready degraded failed stopping stopped",
 )
 
 
@@ -44,7 +44,7 @@ REPLICA_TRANSITIONS = following(
     rolling_out="ready waiting stopping failed",
     ready="waiting unreachable draining stopping failed",
     unreachable="ready waiting stopping failed",
-    draining="stopping stopped failed",
+    draining="ready waiting stopping stopped failed",
     stopping="stopped failed",
     stopped="waiting",
     failed="waiting stopping stopped",
@@ -52,6 +52,12 @@ REPLICA_TRANSITIONS = following(
 
 #: Requests are sent to a deployment in these states.
 SERVING = frozenset({DeploymentState.READY, DeploymentState.DEGRADED})
+
+#: From these states a deployment can be started, and only then deleted.
+AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
+
+#: A replica in one of these states comes back by itself.
+COMING_BACK = frozenset({ReplicaState.WAITING, ReplicaState.UNREACHABLE})
 
 #: A server of a replica in one of these states must not run; whoever finds one ends it.
 REPLICA_AT_REST = frozenset({ReplicaState.STOPPED, ReplicaState.FAILED})

@@ -1,6 +1,7 @@
-"""What the steps of a rollout do before a server is started: the model, room on each node, room in Ray.
+"""What the steps of a rollout do before a server is started: room on each node, room in Ray.
 
-Ray's own steps are `nodes.clusters_steps`, the servers `deployments.serving`; the engine is `nodes.runs`.
+The model's steps are `deployments.model_steps`, Ray's own `nodes.clusters_steps`, the servers `deployments.serving`;
+the engine is `nodes.runs`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import commands
+from deployments import commands, diagnosis
 from deployments.models import Deployment, Replica
-from nodes import clusters_steps, clusters_view, preparation, runs
+from nodes import clusters_steps, clusters_view, runs
 from nodes.clusters_address import members
 from nodes.facts import Facts
 from nodes.models import Step
-from nodes.recipes import Satisfied, models
-from nodes.remote.command import Command
 from nodes.runs import Done, StepKind
 
 #: The part of a GPU's memory that vLLM takes where nothing else is said.
@@ -28,14 +27,6 @@ DEFAULT_SHARE = 0.92
 def deployment_of(step: Step) -> Deployment:
     """The deployment that the step's run is about."""
     return Deployment.objects.select_related("cluster__head").get(pk=step.run.about.partition(":")[2])
-
-
-def _model(step: Step) -> Command | Satisfied:
-    deployment = deployment_of(step)
-    facts, site = step.node.facts, preparation.site(step.node)
-    if deployment.model == Deployment.DEMO:
-        return models.demo_model(facts, site)
-    return models.model_present(deployment.model)(facts, site)
 
 
 def _room(step: Step) -> Done:
@@ -59,7 +50,10 @@ def _placement(step: Step) -> Done:
     """Whether Ray can place the workers now: vLLM itself would wait half an hour to find out that it cannot."""
     deployment = deployment_of(step)
     nodes = members(deployment.cluster)
-    options = [commands.checked(one.spec["options"]) for one in deployment.replicas.filter(state="waiting")]
+    to_start = deployment.replicas.filter(state="waiting")
+    if step.about:
+        to_start = to_start.filter(pk=step.about.partition(":")[2])
+    options = [commands.checked(one.spec["options"]) for one in to_start]
     wanted = sum(map(clusters_view.world_size, options))
     view = clusters_steps.fresh_view(deployment.cluster)
     if isinstance(view, str):
@@ -76,8 +70,13 @@ def _share(options: Iterable[dict[str, object]]) -> float:
     return max((float(share) for share in told if isinstance(share, int | float)), default=DEFAULT_SHARE)
 
 
+def _diagnosed(log: str) -> str:
+    found = diagnosis.match(log)
+    return f"{found.cause}\n{found.fix}" if found else ""
+
+
+clusters_steps.explainers.append(_diagnosed)
 runs.register(
-    StepKind("model", gettext_lazy("Model"), _model),
     StepKind("room", gettext_lazy("Ports and memory"), _room),
     StepKind("placement", gettext_lazy("Free GPUs"), _placement),
 )

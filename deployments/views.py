@@ -12,14 +12,11 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from deployments import plan_page, prediction, rollout
+from deployments import exchange, plan_page, prediction, rollout, server_page
 from deployments.models import Deployment
-from deployments.states import SERVING, DeploymentState
+from deployments.states import AT_REST, SERVING
 from nodes.models import Node, Run
 from nodes.pages import sources, stories
-
-#: From these states a deployment can be started, and only then deleted.
-AT_REST = frozenset({DeploymentState.DRAFT, DeploymentState.STOPPED, DeploymentState.FAILED})
 
 
 def _all() -> list[Deployment]:
@@ -48,6 +45,10 @@ def deployment(request: HttpRequest, name: str) -> HttpResponse:
         "sources": sources(told, replica.server if replica else None),
         "serving": found.state in SERVING,
         "at_rest": found.state in AT_REST,
+        "mends": server_page.mends(found),
+        "servers": server_page.servers(found),
+        "gap": server_page.gap(found),
+        "outdated": any(one.revision != found.revision for one in found.replicas.all()),
         "measured": {} if found.plan else measured(replica.measured if replica else {}),
         "predicted": prediction.compared(found.plan, replica.measured if replica else {}),
         "plan_words": plan_page.words_of_kept(found.plan),
@@ -74,6 +75,15 @@ def measured(values: dict[str, Any]) -> list[tuple[str, str]]:
 def start(request: SignedIn, name: str) -> HttpResponse:
     found = get_object_or_404(Deployment, name=name)
     rollout.start(found, request.user)
+    return go(request, found)
+
+
+@require_POST
+@role_required(OPERATOR)
+def restart(request: SignedIn, name: str) -> HttpResponse:
+    """Replace the servers by fresh ones, of the newest revision; the page said before whether there is a gap."""
+    found = get_object_or_404(Deployment, name=name)
+    exchange.replace(found, request.user)
     return go(request, found)
 
 

@@ -7,4 +7,5 @@ class NodesConfig(AppConfig):
     verbose_name = _("Nodes")
 
     def ready(self) -> None:
-        from nodes import clusters, clusters_care, mesh, preparation  # noqa: F401  (register steps, stories and receivers)
+        # They register their steps, stories and receivers.
+        from nodes import clusters, clusters_care, mesh, preparation, removal, wheelhouse  # noqa: F401

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from django.contrib.auth.models import User
@@ -18,7 +18,7 @@ from django.utils.translation import gettext_lazy
 from controlplane.problems import Problem
 from nodes import preparation, runs, signals
 from nodes.clusters_address import address_in, members
-from nodes.clusters_steps import as_members, change, note_stopped, running
+from nodes.clusters_steps import as_members, change, foreign_leftovers, note_stopped, running
 from nodes.models import Cluster, Node, Run, Step
 from nodes.runs import Planned, Story
 from nodes.states import FINISHED, ClusterState
@@ -48,7 +48,7 @@ def create(name: str, head: Node, others: Sequence[Node], network: str = "", por
     except IntegrityError as error:
         raise Problem(
             _("A cluster named %(name)s exists already.") % {"name": name}, _("Choose another name.")) from error
-    return made
+    return made.fresh()
 
 
 def of_node(node: Node) -> Cluster:
@@ -193,6 +193,40 @@ def _let_go(node: Node) -> None:
     Node.objects.filter(pk=node.pk).update(cluster=None, ray=None)
 
 
+def change_network(cluster: Cluster, network: str, port_base: int) -> None:
+    """Another network or other ports, from the next start on. Raises `Problem` while it runs."""
+    _check_at_rest(cluster)
+    if network:
+        for node in members(cluster):
+            address_in(node, network)
+    Cluster.objects.filter(pk=cluster.pk).update(network=network, port_base=port_base)
+    cluster.poke()
+
+
+def offer(cluster: Cluster, resources: Mapping[str, Mapping[str, float]]) -> None:
+    """What each node offers Ray besides processors and GPUs, by node name, from the next start on."""
+    nodes = {node.name: node for node in members(cluster.fresh())}
+    for name in resources.keys() - nodes.keys():
+        raise Problem(
+            _("%(node)s is not in %(cluster)s.") % {"node": name, "cluster": cluster.name}, _("Name one that is."))
+    for name, node in nodes.items():
+        Node.objects.filter(pk=node.pk).update(ray_resources=dict(resources.get(name, {})))
+
+
+def clear(node: Node, named: Sequence[str], by: User | None) -> Run:
+    """End processes of somebody else's Ray or vLLM: those named, as "pid:start", and still the same. A person asked."""
+    known = {f"{process.pid}:{process.started}" for process in foreign_leftovers(node.facts)}
+    if not named or set(named) - known:
+        raise Problem(
+            _("Other processes run on %(node)s by now.") % {"node": node.name}, _("Look at the list once more."))
+    return runs.start("clear", node.subject, [[("end-foreign", node)]], by, processes=list(named))
+
+
+def _check_at_rest(cluster: Cluster) -> None:
+    if cluster.fresh().state not in AT_REST or any(map(running, members(cluster))):
+        raise Problem(_("%(cluster)s still runs.") % {"cluster": cluster.name}, _("Stop it first."))
+
+
 def delete(cluster: Cluster) -> None:
     """Forget a cluster that is stopped; its nodes stay. Raises `Problem` while it runs or something stands on it."""
     owned = owners(cluster)
@@ -200,8 +234,7 @@ def delete(cluster: Cluster) -> None:
         raise Problem(
             _("%(names)s stands on %(cluster)s.") % {"names": ", ".join(owned), "cluster": cluster.name},
             _("Delete it first."))
-    if cluster.fresh().state not in AT_REST or any(map(running, members(cluster))):
-        raise Problem(_("%(cluster)s still runs.") % {"cluster": cluster.name}, _("Stop it first."))
+    _check_at_rest(cluster)
     cluster.delete()
 
 
@@ -225,7 +258,7 @@ def _dissolved(run: Run, ok: bool, reason: str) -> None:
 
 
 def _joined(run: Run, ok: bool, reason: str) -> None:
-    """A node that could not join stays a member: it is tried again, or leaves on request."""
+    """Nothing more: a node that could not join stays a member, is tried again, or leaves on request."""
 
 
 def _left(run: Run, ok: bool, reason: str) -> None:
@@ -238,4 +271,5 @@ runs.register_story(Story("form", gettext_lazy("Start the cluster"), _formed))
 runs.register_story(Story("dissolve", gettext_lazy("Stop the cluster"), _dissolved))
 runs.register_story(Story("join", gettext_lazy("A node joins"), _joined))
 runs.register_story(Story("leave", gettext_lazy("A node leaves"), _left))
+runs.register_story(Story("clear", gettext_lazy("End other people's Ray"), _joined))
 runs.register_story(Story("mend", gettext_lazy("Bring back what is missing"), _joined))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, cast
 
@@ -20,9 +21,10 @@ from controlplane.problems import Problem
 from nodes import runs, signals
 from nodes.clusters import ray_stages
 from nodes.clusters_address import inner_address, members
-from nodes.clusters_steps import change, last_view, note_stopped, running
+from nodes.clusters_steps import change, last_view, note_stopped, running, why_ended
 from nodes.ending import end_soon
 from nodes.models import Cluster, Job, Node, Step
+from nodes.remote.errors import HostProblem
 from nodes.runs import Stages
 from nodes.states import FINISHED, ClusterState, NodeState
 
@@ -34,6 +36,7 @@ HEALTHY = timedelta(minutes=5)
 VIEW_SECONDS = 15.0
 #: Seconds for which Ray must call a node dead before its Ray, which seems to run, is started again.
 DEAD_SECONDS = 30.0
+_KEPT = 7 * 86400  # seconds
 _RAY_STEPS = ("ray-room", "alike", "ray-head", "ray-worker", "ray-joined", "ray-stop", "ray-end", "stop-ray")
 
 
@@ -42,6 +45,8 @@ def ray_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A Ray that ended is noticed at once."""
     for node in Node.objects.filter(ray=job, cluster__isnull=False).select_related("cluster__head__ray"):
         assert node.cluster is not None
+        with suppress(HostProblem):  # then only its exit status is known
+            streams.client().set(_why_key(job), why_ended(job), ex=_KEPT)
         look_at(node.cluster)
 
 
@@ -114,9 +119,19 @@ def missing(cluster: Cluster) -> Mapping[Node, str]:
 
 
 def _why_ended(node: Node) -> str:
+    """From what was kept when it ended: watch must not wait for a node to read a log there."""
     if node.ray is None:
         return _("Ray was not started there.")
-    return _("Ray ended: %(why)s") % {"why": runs.last_words(node.ray)}
+    kept = cast(bytes | None, streams.client().get(_why_key(node.ray)))
+    if kept:
+        return _("Ray ended: %(why)s") % {"why": kept.decode()}
+    if node.ray.exit_status is None:
+        return _("Ray is gone: it was killed, or the server was restarted.")
+    return _("Ray ended with status %(status)d.") % {"status": node.ray.exit_status}
+
+
+def _why_key(job: Job) -> str:
+    return f"cluster:why:{job.pk}"
 
 
 def _called_dead(cluster: Cluster, nodes: list[Node]) -> dict[Node, str]:
@@ -170,7 +185,7 @@ def _dead_for_long(node: Node) -> bool:
     if not running(node):
         return True
     now = time.time()
-    streams.client().set(key, now, nx=True, ex=int(DEAD_SECONDS * 4))
+    streams.client().set(key, now, nx=True, ex=int(DEAD_SECONDS * 4) + 10)
     return now - float(cast(bytes, streams.client().get(key)) or now) > DEAD_SECONDS
 
 

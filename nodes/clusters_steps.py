@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
@@ -70,6 +70,22 @@ def change(cluster: Cluster, to: ClusterState, reason: str = "", **fields: Any) 
         return False
     transaction.on_commit(lambda: signals.cluster_changed.send_robust(Cluster, cluster=cluster))
     return True
+
+
+#: Who can tell from a log why something ended: text → cause and fix, empty where it does not know.
+explainers: list[Callable[[str], str]] = []
+
+
+def why_ended(job: Job) -> str:
+    """Why a Ray ended, from its log; raises `HostProblem` where only a node that is away has that."""
+    log = logs.tail(job, 1 << 17)
+    told = clusters_view.died_of(log) or next(filter(None, (explain(log) for explain in explainers)), "")
+    return told or runs.last_words(job)
+
+
+def _explain(step: Step) -> str:
+    assert step.job is not None
+    return why_ended(step.job)
 
 
 # --- views of the cluster, as Ray has it -------------------------------------------------------------------------
@@ -182,6 +198,23 @@ def foreign_leftovers(facts: Facts) -> list[Process]:
     return [process for process in facts.leftovers if process.job not in ours]
 
 
+def _end_foreign(step: Step) -> Done:
+    """End exactly the processes that a person was shown and chose."""
+    named = set(step.run.options.get("processes", ()))
+    found = [one for one in foreign_leftovers(step.node.facts) if f"{one.pid}:{one.started}" in named]
+    result = shared_host(step.node).run(ray.end_processes(found), timeout=40)
+    preparation.gather(step.node)
+    if result.status:
+        left = {int(pid) for pid in result.last_words().split() if pid.isdigit()}
+        owners = ", ".join(sorted({one.user or "?" for one in found if one.pid in left}))
+        raise Problem(
+            _("%(count)d processes on %(node)s belong to %(owner)s and could not be ended.")
+            % {"count": len(left), "node": step.node.name, "owner": owners or "?"},
+            _("Ask their owner to end them, or do it as root: kill %(pids)s")
+            % {"pids": " ".join(map(str, sorted(left)))})
+    return Done(_("%(count)d processes ended") % {"count": len(found)})
+
+
 def _is_id(text: str) -> bool:
     try:
         return bool(uuid.UUID(text))
@@ -268,7 +301,7 @@ def _probe_joined(step: Step) -> Done | Waiting:
     nodes = [node for node in members(cluster) if running(node) or _started_here(step, node)]
     for node in nodes:
         if not running(node):
-            why = runs.last_words(node.ray) if node.ray else ""
+            why = why_ended(node.ray) if node.ray else ""
             told = {"node": node.name, "why": why}
             raise Problem(_("Ray ended on %(node)s: %(why)s") % told, _("Its log says more."))
     view = ask_view(cluster)
@@ -340,9 +373,10 @@ def note_stopped(cluster: Cluster) -> None:
 runs.register(
     StepKind("alike", gettext_lazy("Same versions, own addresses"), _alike),
     StepKind("ray-room", gettext_lazy("Leftovers and ports"), _room),
-    StepKind("ray-head", gettext_lazy("Ray"), _begin_head, _probe_head, service=True, attach=_attach),
-    StepKind("ray-worker", gettext_lazy("Ray joins"), _begin_worker, _probe_worker, service=True, attach=_attach),
+    StepKind("ray-head", gettext_lazy("Ray"), _begin_head, _probe_head, True, _explain, _attach),
+    StepKind("ray-worker", gettext_lazy("Ray joins"), _begin_worker, _probe_worker, True, _explain, _attach),
     StepKind("ray-joined", gettext_lazy("All nodes in Ray"), lambda step: Waiting(), _probe_joined),
     StepKind("ray-stop", gettext_lazy("Stop Ray"), _begin_stop, ray_ended),
+    StepKind("end-foreign", gettext_lazy("End the processes"), _end_foreign),
     StepKind("ray-end", gettext_lazy("End an earlier Ray"), begin_end, ray_ended),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -157,6 +158,19 @@ def world_size(options: Mapping[str, Any]) -> int:
         return tensor * int(options.get("pipeline-parallel-size", 1))
     except (TypeError, ValueError):
         return 0
+
+
+_EXIT = re.compile(r"-- (?P<what>\w+) \[exit code=(?P<code>-?\d+)\]")
+
+
+def died_of(log: str) -> str:
+    """Which of Ray's own processes ended first, and how, by what `ray start` says of it; empty where it does not."""
+    told = []
+    for found in _EXIT.finditer(log):
+        code = int(found["code"])
+        how = _("%(what)s was killed by signal %(code)d") if code < 0 else _("%(what)s ended with status %(code)d")
+        told.append(how % {"what": found["what"], "code": abs(code)})
+    return ", ".join(dict.fromkeys(told))
 
 
 def check_room(view: View, members: Sequence[Member], wanted: int) -> None:

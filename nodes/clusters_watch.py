@@ -57,6 +57,11 @@ class ClusterWatch:
         for watcher in self._watchers.values():
             watcher.stop()
 
+    def join(self, seconds: float) -> None:
+        """Wait for all of them to end, so long each at most."""
+        for watcher in self._watchers.values():
+            watcher.join(seconds)
+
 
 class ClusterWatcher(threading.Thread):
     """Follows one cluster until `stop`; asks again and again, with a pause that grows to 15 s."""

@@ -6,23 +6,26 @@ import asyncio
 import json
 import struct
 from collections.abc import Coroutine
-from typing import Any
+from contextlib import aclosing
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.conf import settings
 from django.core.exceptions import ObjectDoesNotExist
 
 from controlplane import streams
 from controlplane.consumers import UNAUTHORIZED
-from nodes import logs
+from controlplane.streams import Chunk
+from nodes import fanout, logs
 from nodes.models import Job
 from nodes.remote.errors import HostProblem
 from nodes.states import JOB_ACTIVE
 from nodes.telemetry import live
 
 NOT_FOUND = 4404
-QUIET_MS = 1000
+QUIET_SECONDS = 1.0
 #: What a page that names no offset is sent of an older log; it can ask for the rest.
 RECENT_BYTES = 1 << 20
 
@@ -105,54 +108,74 @@ class TelemetryConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 class LogConsumer(StreamConsumer):
     """``/ws/log/<job>?after=<byte>``: the log from that byte on, without loss or repetition, then its end.
 
-    Binary frames: the offset of the first byte (8 bytes, big-endian), then the bytes as they are. Text frames (JSON):
-    ``{"skipped": [from, to]}`` for what is not sent, ``{"ended": {"state": …, "status": …}}`` once all was sent.
+    Binary frames: the offset of the first byte, when it came (ms since 1970; 0: not known), 8 bytes each, big-endian;
+    then the bytes as they are. Text frames (JSON): ``{"skipped": [from, to]}`` for what is not sent, ``{"times":
+    [[offset, ms], …]}`` of bytes to come, ``{"ended": {"state": …, "status": …}}`` once all was sent. With ``&live=1``
+    a reader that cannot keep up is told what it skipped rather than sent what is old by now.
     """
 
     async def pump(self) -> None:
         jobs = Job.objects.select_related("node")
         self.job = await database_sync_to_async(jobs.get)(pk=self.scope["url_route"]["kwargs"]["job_id"])
-        self.position = await self._first()
+        query = parse_qs(self.scope["query_string"].decode("latin-1"))
+        self.live = query.get("live") == ["1"]
+        self.position = await self._first(query.get("after", [""])[0])
         if await self._ended():
             return
-        async for chunk in streams.follow(self.redis, streams.log_key(self.job.pk), self.position, QUIET_MS):
-            if chunk.data:
-                await self._older(chunk.start)
-                await self._deliver(chunk.data)
-            elif await self._ended():
-                return
+        following = fanout.follow(self.redis, streams.log_key(self.job.pk), self.position, QUIET_SECONDS)
+        async with aclosing(following):
+            async for chunk in following:
+                if chunk.data:
+                    await self._catch_up(chunk.start)
+                    await self._deliver(chunk)
+                elif await self._ended():
+                    return
 
-    async def _first(self) -> int:
+    async def _first(self, asked: str) -> int:
         """The byte to begin at: the one asked for, or near the end of a long log."""
-        asked = parse_qs(self.scope["query_string"].decode("latin-1")).get("after", [""])[0]
         if asked.isdecimal() and len(asked) <= 15:
             return int(asked)
         end = await asyncio.to_thread(streams.end, streams.log_key(self.job.pk)) or self.job.log_size or 0
         first = max(0, end - RECENT_BYTES)
-        if first:
-            await self.send(text_data=json.dumps({"skipped": [0, first]}))
+        self.position = 0
+        await self._skip(first)
         return first
+
+    async def _catch_up(self, until: int) -> None:
+        """Go on to byte ``until``, to which the stream has nothing any more: read it elsewhere, or skip it."""
+        if self.live and until - self.position > settings.LOG_STREAM_BYTES:
+            await self._skip(until)
+        await self._older(until)
 
     async def _older(self, until: int) -> None:
         """Send what the stream has no longer, or never had, from the node or the archive."""
+        if self.position < until:
+            found = await database_sync_to_async(logs.times)(self.job, self.position, until)
+            if found:
+                await self.send(text_data=json.dumps({"times": found}))
         while self.position < until:
-            data = await self._read(min(logs.PIECE, until - self.position))
-            if not data:
-                await self.send(text_data=json.dumps({"skipped": [self.position, until]}))
-                self.position = until
+            chunk = await self._read(min(logs.PIECE, until - self.position))
+            if chunk is None or not chunk.data:
+                await self._skip(until)
                 return
-            await self._deliver(data)
+            await self._skip(chunk.start)
+            await self._deliver(chunk)
 
-    async def _read(self, size: int) -> bytes:
+    async def _read(self, size: int) -> Chunk | None:
         try:
             read = database_sync_to_async(logs.read, thread_sensitive=False)
-            return bytes(await read(self.job, self.position, size))
+            return cast(Chunk, await read(self.job, self.position, size))
         except HostProblem:
-            return b""
+            return None
 
-    async def _deliver(self, data: bytes) -> None:
-        await self.send(bytes_data=struct.pack(">Q", self.position) + data)
-        self.position += len(data)
+    async def _skip(self, until: int) -> None:
+        if self.position < until:
+            await self.send(text_data=json.dumps({"skipped": [self.position, until]}))
+            self.position = until
+
+    async def _deliver(self, chunk: Chunk) -> None:
+        await self.send(bytes_data=struct.pack(">QQ", chunk.start, chunk.at) + chunk.data)
+        self.position = chunk.end
 
     async def _ended(self) -> bool:
         """Whether the job has ended; sends what is left, then says so."""

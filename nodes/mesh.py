@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -277,6 +277,11 @@ class Matrix:
     @property
     def measured(self) -> bool:
         return any(cell is not None and cell.pk for row in self.rows for cell in row.cells)
+
+
+def runs_about(subjects: Sequence[str]) -> QuerySet[Run]:
+    """The runs that measured these sets of nodes."""
+    return Run.objects.filter(about__in=subjects)
 
 
 def matrix(nodes: Sequence[Node]) -> Matrix:

@@ -226,6 +226,7 @@ class Job(Lifecycle):
     log_size = models.BigIntegerField(null=True, blank=True)  # bytes, known once it has ended
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+    swept = models.BooleanField(default=False)  # its directory on the node and its archived log were removed
 
     class Meta:
         ordering = ["-created_at"]
@@ -241,6 +242,7 @@ class ArchivedLog(models.Model):
     start = models.BigIntegerField()
     end = models.BigIntegerField()
     data = models.BinaryField()
+    times = models.JSONField(default=list)  # [offset, ms since 1970] of bytes in it, as far as they are known
 
     class Meta:
         ordering = ["start"]

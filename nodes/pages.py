@@ -13,13 +13,14 @@ from uuid import UUID
 from django.apps import apps
 from django.db.models import QuerySet
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.lifecycle import Lifecycle
 from controlplane.templatetags.deck import gib, mib_as_gib
 from nodes import runs
 from nodes.facts import Facts, Interface
-from nodes.models import Job, Node, Run, Step
+from nodes.models import Bastion, Job, Node, Run, Step
 
 Text = str | Promise
 
@@ -80,23 +81,54 @@ class Source:
     """A log that a viewer can show."""
 
     job: Job
+    node: Node
     title: Text
     as_asked: bool = False  # a service that ended because somebody stopped it: its exit status says nothing
 
 
 def sources(told: Sequence[Story], server: Job | None = None) -> list[Source]:
     """The logs of these runs, in front what to look at first: what runs now, what failed, the server, the newest."""
-    titles: dict[Job, Text] = {
-        line.step.job: f"{line.title} · {line.step.node} · #{story.run.pk}"
+    steps = {
+        line.step.job: (line, story)
         for story in told
         for line in reversed(story.lines)
         if line.step.job is not None
     }
+    attempts = _attempts([line.step for line, _story in steps.values()])
+    titles: dict[Job, tuple[Node, Text]] = {
+        job: (line.step.node, _source_title(line, story, attempts.get(job.pk, 1)))
+        for job, (line, story) in steps.items()
+    }
     if server is not None:
-        titles.setdefault(server, f"{server.name} · {server.node}")
+        titles.setdefault(server, (server.node, f"{server.name} · {server.node}"))
     stopped = _stopped([job for job in titles if job.service and job.ended_at])
-    found = [Source(job, title, job.pk in stopped) for job, title in titles.items()]
+    found = [Source(job, node, title, job.pk in stopped) for job, (node, title) in titles.items()]
     return sorted(found, key=lambda source: _interest(source, server))
+
+
+def _source_title(line: StepLine, story: Story, attempt: int) -> Text:
+    again = " · " + _("attempt %(number)d") % {"number": attempt} if attempt > 1 else ""
+    return f"{line.title} · {line.step.node} · #{story.run.pk}{again}"
+
+
+def _attempts(steps: Sequence[Step]) -> dict[UUID, int]:
+    """Of services: the how manieth each job is of its kind, on its node, for what it serves."""
+    served = {_served(step) for step in steps if step.job is not None and step.job.service}
+    if not served:
+        return {}
+    kinds = {kind for _about, kind, _node in served}
+    alike = Step.objects.filter(kind__in=kinds, node__in={node for _about, _kind, node in served}, job__isnull=False)
+    counts: Counter[tuple[str, str, int]] = Counter()
+    found = {}
+    for step in alike.select_related("run").order_by("started_at", "pk"):
+        counts[_served(step)] += 1
+        assert step.job_id is not None
+        found[step.job_id] = counts[_served(step)]
+    return found
+
+
+def _served(step: Step) -> tuple[str, str, int]:
+    return step.about or step.run.about, step.kind, step.node_id
 
 
 def _stopped(services: Sequence[Job]) -> set[UUID]:
@@ -121,6 +153,31 @@ def _interest(source: Source, server: Job | None) -> tuple[int, float]:
     return order, -job.created_at.timestamp()
 
 
+@dataclass(frozen=True)
+class ChangedKey:
+    """A host that showed another key than the pinned one: the node itself, or one on the way to it."""
+
+    host: Node | Bastion
+    pinned: str
+    offered: str
+    file: str
+
+    @property
+    def elsewhere(self) -> Node | None:
+        """The node whose own page it is approved on."""
+        return self.host if isinstance(self.host, Node) else None
+
+
+def changed_key(node: Node) -> ChangedKey | None:
+    """The changed key that stops all work on the node, the nearest to Quarterdeck first."""
+    way: list[Node | Bastion] = [host for host in (node.bastion, node.jump, node) if host is not None]
+    host = next((each for each in way if each.offered_host_key), None)
+    if host is None:
+        return changed_key(node.jump) if node.jump else None
+    offered = host.offered_host_key
+    return ChangedKey(host, fingerprint(host.host_key), fingerprint(offered), key_file(offered))
+
+
 def fingerprint(key_line: str) -> str:
     """The SHA256 fingerprint of a public key line ("ssh-ed25519 AAAA…"), as ``ssh-keygen -l`` prints it."""
     try:
@@ -140,6 +197,9 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
     """Label and value of everything known about a node, in reading order; what is not known is left out."""
     facts = node.facts
     rows: list[tuple[Text, str]] = [
+        (_("Reached through"), str(node.jump or node.bastion or "")),
+        (_("Labels"), ", ".join(node.labels)),
+        (_("Root"), _root(node) if node.facts_at else ""),
         (_("Operating system"), ", ".join(filter(None, [facts.os, facts.kernel]))),
         (_("CPU"), _cpu(facts)),
         (_("Memory"), _of(facts.memory_available, facts.memory_total)),
@@ -160,6 +220,15 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Directory"), node.root_dir if facts.home or node.root else ""),
     ]
     return [(label, value) for label, value in rows if value]
+
+
+def _root(node: Node) -> str:
+    """How root is had there, and where it is not, what is left out for it."""
+    if node.facts.uid == 0:
+        return gettext("the user is root")
+    if node.sudo == Node.Sudo.NONE:
+        return gettext("none: base packages, the host's name and /etc/hosts are left out")
+    return str(node.get_sudo_display())
 
 
 def _cpu(facts: Facts) -> str:

@@ -1,26 +1,71 @@
-"""How a node leaves."""
+"""How a node leaves: what Quarterdeck put there is taken away step by step, as a run; or it is only forgotten."""
 
 from __future__ import annotations
 
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from nodes import access
+from nodes import access, clusters, preparation, runs
 from nodes.hosts import close_shared, shared_host
-from nodes.models import Node
+from nodes.models import Node, Run, Step
+from nodes.recipes import Satisfied
+from nodes.recipes import removal as recipes
+from nodes.remote.command import Command
+from nodes.remote.errors import SignInRefused
+from nodes.remote.host import ask
+from nodes.runs import Done, StepKind, Story
+from nodes.states import NodeState
+
+_KINDS = ("facts", "remove-hosts", "remove-trust", "remove-files", "remove-key")
+
+
+def remove(node: Node, by: User | None, *, models: bool) -> Run:
+    """Take everything of ours off the server, with or without the models, and then the node out of Quarterdeck.
+
+    Raises `Problem` while it is used, or something else is being done to it.
+    """
+    _check_unused(node)
+    clusters.check_free(node)
+    with transaction.atomic():
+        run = runs.start("remove", node.subject, [[(kind, node)] for kind in _KINDS], by, models=models)
+        if not node.move(NodeState.REMOVING):
+            raise Problem(
+                _("Something else is already being done here."), _("Wait for it to end, then try again."))
+    return run
 
 
 def forget(node: Node, by: User | None) -> None:
     """Take the node out of Quarterdeck, and our key off it if it can be reached. Raises `Problem` while it is used."""
+    _check_unused(node)
+    if node.kind == Node.Kind.SSH:
+        _take_key_away(node)
+    _delete(node)
+
+
+def _check_unused(node: Node) -> None:
     if node.replicas.exists() or node.heads.filter(deployments__isnull=False).exists():
         raise Problem(
             _("%(node)s still has deployments.") % {"node": node.name}, _("Stop and delete them first."))
-    if node.kind == Node.Kind.SSH:
-        _take_key_away(node)
-        close_shared(node)
-    node.heads.all().delete()
-    node.delete()
+    behind = list(node.reached_through.values_list("name", flat=True))
+    if behind:
+        raise Problem(
+            _("%(names)s are reached through %(node)s.") % {"names": ", ".join(behind[:8]), "node": node.name},
+            _("Remove them first."))
+    led = node.heads.filter(nodes__in=Node.objects.exclude(pk=node.pk)).first()
+    if led is not None:
+        raise Problem(
+            _("%(node)s is the head of the cluster %(cluster)s.") % {"node": node.name, "cluster": led.name},
+            _("Stop and delete that cluster first."))
+
+
+def _delete(node: Node) -> None:
+    close_shared(node)
+    with transaction.atomic():
+        node.heads.all().delete()
+        node.delete()
 
 
 def _take_key_away(node: Node) -> None:
@@ -28,3 +73,51 @@ def _take_key_away(node: Node) -> None:
         access.remove_key(shared_host(node))
     except Problem:
         return  # a node that is gone cannot be asked; forgetting it is what was wanted
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+def _hosts_file(step: Step) -> Command | Satisfied:
+    return preparation.by_root(step, recipes.hosts_file(step.node.facts, preparation.site(step.node)))
+
+
+def _trust(step: Step) -> Command | Satisfied:
+    return recipes.cluster_trust(step.node.facts, preparation.site(step.node))
+
+
+def _files(step: Step) -> Command:
+    models = bool(step.run.options.get("models"))
+    return recipes.own_files(step.node.facts, preparation.site(step.node), models=models)
+
+
+def _key(step: Step) -> Done:
+    command = recipes.own_key(preparation.site(step.node), access.own_line())
+    try:
+        ask(shared_host(step.node), command)
+    except SignInRefused:  # a worker took it away and was killed before it could say so
+        return Done(_("it was gone already"))
+    return Done()
+
+
+def _settled(run: Run, ok: bool, reason: str) -> None:
+    node = Node.objects.filter(pk=run.about.partition(":")[2]).first()
+    if node is None:
+        return
+    try:
+        if ok:
+            _check_unused(node)
+            _delete(node)
+        else:
+            node.move(NodeState.FAILED, reason)
+    except Problem as problem:  # it came into use meanwhile
+        node.move(NodeState.FAILED, problem.told)
+
+
+runs.register(
+    StepKind("remove-hosts", gettext_lazy("Names in /etc/hosts, taken away"), _hosts_file),
+    StepKind("remove-trust", gettext_lazy("Keys of the cluster, taken away"), _trust),
+    StepKind("remove-files", gettext_lazy("Jobs, environment and files, taken away"), _files),
+    StepKind("remove-key", gettext_lazy("Quarterdeck's own key, taken away"), _key),
+)
+runs.register_story(Story("remove", gettext_lazy("Remove"), _settled))

@@ -18,15 +18,17 @@ class NodeState(StrEnum):
     READY = "ready"
     UNREACHABLE = "unreachable"
     FAILED = "failed"
+    REMOVING = "removing"  # what Quarterdeck put there is being taken away
 
 
 NODE_TRANSITIONS = following(
-    new="checking preparing ready unreachable failed",
+    new="checking preparing ready unreachable failed removing",
     checking="new preparing ready unreachable failed",
     preparing="ready unreachable failed",
-    ready="checking preparing unreachable failed",
-    unreachable="new checking preparing ready failed",
-    failed="checking preparing ready unreachable",
+    ready="checking preparing unreachable failed removing",
+    unreachable="new checking preparing ready failed removing",
+    failed="checking preparing ready unreachable removing",
+    removing="failed",
 )
 
 

@@ -106,6 +106,12 @@ def keep_logs() -> None:
 
 
 @shared_task
+def sweep_logs() -> None:
+    """Remove what is kept of jobs that ended long ago."""
+    logs.sweep()
+
+
+@shared_task
 def roll_up() -> None:
     """Bring the longer history of what was measured up to date."""
     history.roll_up()
@@ -114,9 +120,11 @@ def roll_up() -> None:
 @shared_task
 def job_over(job_id: str) -> None:
     """A job has ended: keep its log, advance its run, tell whoever else waits for it."""
-    job = Job.objects.select_related("node").get(pk=job_id)
+    job = Job.objects.select_related("node").filter(pk=job_id).first()
     step = getattr(job, "step", None)
     if step is not None:
         runs.advance(step.run_id)
+    if job is None or not Job.objects.filter(pk=job_id).exists():
+        return  # its run was the removal of the node, and all that is known of that is gone
     signals.job_ended.send(Job, job=job)
     logs.archive(job)

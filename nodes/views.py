@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import chain
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.contrib import messages
-from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Q
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
@@ -19,9 +14,9 @@ from django.views.decorators.http import require_POST, require_safe
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import logs, preparation, registration, removal
-from nodes.models import Job, Node, Run
-from nodes.pages import fact_rows, fingerprint, key_file, sources, stories
+from nodes import preparation, registration, removal
+from nodes.models import Node, Run
+from nodes.pages import changed_key, fact_rows, fingerprint, sources, stories
 from nodes.preflight import findings
 
 
@@ -32,7 +27,12 @@ def nodes(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def node(request: HttpRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(Node, name=name)
+    found = Node.objects.select_related("cluster", "jump", "bastion").filter(name=name).first()
+    if found is None and request.headers.get("HX-Request"):  # the page of a node that was just removed, drawn anew
+        messages.success(request, _("%(name)s is removed from Quarterdeck.") % {"name": name})
+        return go(request, "nodes")
+    if found is None:
+        raise Http404
     told = stories(Run.objects.filter(Q(steps__node=found) | Q(about=found.subject)).distinct())
     page: dict[str, Any] = {
         "node": found,
@@ -41,8 +41,7 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
         "facts": fact_rows(found),
         "findings": findings(found.facts) if found.facts_at else [],
         "pinned": fingerprint(found.host_key),
-        "offered": fingerprint(found.offered_host_key),
-        "offered_file": key_file(found.offered_host_key),
+        "changed": changed_key(found),
     }
     return render(request, "nodes/detail.html", page)
 
@@ -68,39 +67,28 @@ def check(request: SignedIn, name: str) -> HttpResponse:
 def approve_key(request: SignedIn, name: str) -> HttpResponse:
     """Pin the key the host shows now, if it still is the one whose fingerprint the admin saw."""
     found = get_object_or_404(Node, name=name)
-    if request.POST.get("fingerprint") != fingerprint(found.offered_host_key):
+    changed = changed_key(found)
+    if changed is None or request.POST.get("fingerprint") != changed.offered:
         raise Problem(
             _("The host shows yet another key by now."), _("Reload the page and compare the new fingerprint.")
         )
-    registration.approve_new_key(found, request.user)
-    messages.success(request, _("The new key of %(name)s is pinned.") % {"name": found.name})
+    if isinstance(changed.host, Node):
+        registration.approve_new_key(changed.host, request.user)
+    else:
+        registration.approve_new_bastion_key(changed.host, request.user)
+    messages.success(request, _("The new key of %(name)s is pinned.") % {"name": str(changed.host)})
     return go(request, found)
 
 
 @require_POST
 @role_required(ADMIN)
 def remove(request: SignedIn, name: str) -> HttpResponse:
+    """Take what is ours off the server as a run, or (``what`` is "leave") only forget it."""
     found = get_object_or_404(Node, name=name)
+    what = request.POST.get("what", "leave")
+    if what != "leave":
+        removal.remove(found, request.user, models=what == "all")
+        return go(request, found)
     removal.forget(found, request.user)
     messages.success(request, _("%(name)s is removed from Quarterdeck.") % {"name": name})
     return go(request, "nodes")
-
-
-@require_safe
-def job_log(request: HttpRequest, job_id: uuid.UUID) -> StreamingHttpResponse:
-    """The whole log of a job as a text file, byte for byte."""
-    job = get_object_or_404(Job, pk=job_id)
-    pieces: Iterator[bytes] = logs.read_all(job)
-    pieces = chain([next(pieces, b"")], pieces)  # a host out of reach says so before the download begins
-    # Under ASGI a plain iterator would be drained into memory first; a log may be gigabytes.
-    content = _in_thread(pieces) if isinstance(request, ASGIRequest) else pieces
-    response = StreamingHttpResponse(content, content_type="text/plain; charset=utf-8")
-    response.headers["Content-Disposition"] = f'attachment; filename="{job.pk}.log"'
-    return response
-
-
-async def _in_thread(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
-    iterator = iter(pieces)
-    read = sync_to_async(lambda: next(iterator, None))
-    while (piece := await read()) is not None:
-        yield piece

@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
+from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 from redis.exceptions import RedisError
@@ -35,10 +37,13 @@ from nodes.telemetry.filing import Filing
 log = logging.getLogger(__name__)
 OBSERVER = files("nodes.remote").joinpath("observer.py").read_text()
 LEASE_SECONDS = 10
-#: Bytes; the observer sends pieces of at most 256 KiB, and its other lines are short.
-_LONGEST_PIECE = _LONGEST_LINE = 1 << 18
+#: Bytes; the observer sends pieces of at most 1 MiB, and its other lines are short.
+_LONGEST_PIECE = 1 << 20
+_LONGEST_LINE = 1 << 18
 #: A node is called unreachable when it could not be reached for this long: a shorter glitch is nobody's news.
 GLITCH_SECONDS = 8
+#: What other packages run beside watch, each in a thread of its own, until the event is set.
+companions: list[Callable[[threading.Event], None]] = []
 
 
 class Frames:
@@ -51,10 +56,14 @@ class Frames:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
         while (line := self._line()) is not None:
             message = json.loads(line)
-            data = self._exactly(_bounded(message["size"])) if "log" in message else b""
+            if "log" not in message:
+                yield message, b""
+                continue
+            size = _bounded(message["size"])
+            data = self._exactly(_bounded(message.get("packed", size)))
             if data is None:
                 return
-            yield message, data
+            yield message, unpacked(data, size) if "packed" in message else data
 
     def _line(self) -> bytes | None:
         searched = 0
@@ -81,6 +90,18 @@ class Frames:
         taken = bytes(self._buffer[:size])
         del self._buffer[:size]
         return taken
+
+
+def unpacked(data: bytes, size: int) -> bytes:
+    """What zlib made of ``size`` bytes. Raises ValueError for anything else; never gives more than ``size``."""
+    unpacker = zlib.decompressobj()
+    try:
+        whole = unpacker.decompress(data, size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if len(whole) != size:
+        raise ValueError(f"{len(whole)} bytes in place of {size}")
+    return whole
 
 
 def _bounded(size: int) -> int:
@@ -165,7 +186,8 @@ class Watcher(threading.Thread):
         self._following = set(self._wanted)
 
     def _order_from(self, channel: Channel, job_id: str, at: int) -> None:
-        self._order(channel, {"follow": job_id, "dir": self._wanted[job_id], "at": at})
+        keep = settings.LOG_FILE_BYTES
+        self._order(channel, {"follow": job_id, "dir": self._wanted[job_id], "at": at, "keep": keep})
 
     def _order(self, channel: Channel, order: dict[str, Any]) -> None:
         channel.write(json.dumps(order).encode() + b"\n")
@@ -227,6 +249,8 @@ class Watch:
     def run(self) -> None:
         """Until `stop`. A database or Redis that is away is waited for."""
         self.filing.start()
+        for companion in companions:
+            threading.Thread(target=companion, args=[self.stopping], name=companion.__qualname__, daemon=True).start()
         while not self.stopping.is_set():
             try:
                 self.turn()
@@ -298,6 +322,8 @@ class Watch:
             tasks.send(tasks.keep_logs)
             tasks.send(tasks.sweep_batches)
             tasks.send(tasks.roll_up)
+        if streams.client().set("watch:sweep-old", self.name, nx=True, ex=600):
+            tasks.send(tasks.sweep_logs)
         for receiver, answer in signals.tick.send_robust(Watch):
             if isinstance(answer, Exception):
                 log.error("%s failed on a tick", receiver, exc_info=answer)

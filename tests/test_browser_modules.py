@@ -19,15 +19,19 @@ SITE = "http://deck.test"
 LINES = """async (pieces) => {
   const { Lines } = await import("/static/js/lines.js");
   const lines = new Lines();
-  const frame = (start, text) => {
+  const frame = (start, text, time) => {
     const bytes = typeof text === "string" ? new TextEncoder().encode(text) : Uint8Array.from(text);
-    const whole = new Uint8Array(8 + bytes.length);
-    new DataView(whole.buffer).setBigUint64(0, BigInt(start));
-    whole.set(bytes, 8);
+    const whole = new Uint8Array(16 + bytes.length);
+    const head = new DataView(whole.buffer);
+    head.setBigUint64(0, BigInt(start));
+    head.setBigUint64(8, BigInt(time));
+    whole.set(bytes, 16);
     return whole.buffer;
   };
-  const taken = pieces.map(([start, text]) => lines.take(frame(start, text)));
-  return { taken, offset: lines.offset, unfinished: lines.unfinished };
+  const taken = pieces.map(([start, text, time]) => lines.take(frame(start, text, time ?? 0)));
+  const texts = taken.map((found) => found && found.map(({ text }) => text));
+  const places = taken.flatMap((found) => (found ?? []).map(({ offset, time }) => [offset, time]));
+  return { taken: texts, places, offset: lines.offset, unfinished: lines.unfinished };
 }"""
 RENDER = """async (text) => {
   const { render } = await import("/static/js/markdown.js");
@@ -47,19 +51,54 @@ COUNT = """async (words) => {
   document.body.append(told, time);
   await import("/static/js/times.js?counting");
 }"""
-DRAW = """async (lines) => {
-  const { LogView } = await import("/static/js/logview.js");
-  const root = document.createElement("section");
-  for (const name of ["box", "list", "status", "download", "follow", "wrap", "filter"]) {
-    root.append(Object.assign(document.createElement("i"), { id: name }));
-    root.lastChild.setAttribute(`data-${name}`, "");
-  }
-  document.body.append(root);
-  const view = new LogView(root);
-  view.add(lines, "unfinished");
-  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-  return [...root.querySelectorAll("li")].map((row) => [row.className, row.innerHTML]);
-}"""
+PANE = """
+  const { Pane } = await import("/static/js/pane.js");
+  const box = document.createElement("div");
+  box.innerHTML = "<div data-list></div>";
+  box.style.cssText = "height: 300px; overflow: auto";
+  document.body.append(box);
+  const frames = (n) => new Promise((done) => {
+    const next = () => (n-- > 0 ? requestAnimationFrame(next) : done());
+    next();
+  });
+  const line = (text, at) => ({ text, offset: at, time: 0 });
+"""
+DRAW = f"""async (lines) => {{{PANE}
+  const pane = new Pane(box);
+  pane.add("job", lines.map(line), "unfinished");
+  await frames(2);
+  for (const time of box.querySelectorAll(".at")) time.remove();
+  return [...box.querySelectorAll("li")].map((row) => [row.className, row.innerHTML]);
+}}"""
+MANY = f"""async (count) => {{{PANE}
+  const pane = new Pane(box);
+  let longest = 0;
+  let last = performance.now();
+  const watch = () => {{
+    longest = Math.max(longest, performance.now() - last);
+    last = performance.now();
+    if (pane.fresh.length || pane.frame || pane.filtering) requestAnimationFrame(watch);
+  }};
+  pane.add("job", Array.from({{ length: count }}, (_, at) => line(`line ${{at}} ` + "x".repeat(90), at)));
+  watch();
+  while (pane.fresh.length || pane.frame) await frames(1);
+  await frames(2);
+  const atEnd = pane.atEnd();
+  pane.filter("line 77777 ");
+  last = performance.now();
+  watch();
+  while (pane.filtering) await frames(1);
+  const shown = [...box.querySelectorAll("li:not([hidden])")].length;
+  return {{ rows: box.querySelectorAll("li").length, longest, shown, atEnd }};
+}}"""
+MERGE = f"""async () => {{{PANE}
+  const pane = new Pane(box, {{ name: (job) => ({{ text: job, number: 1 }}) }});
+  const timed = (text, time) => ({{ text, time, offset: time }});
+  pane.add("te1", [timed("a", 1), timed("d", 4), timed("continues", 0)]);
+  pane.add("te2", [timed("b", 2), timed("e", 5)]);
+  await frames(2);
+  return [...box.querySelectorAll("li")].map((row) => row.querySelector(".of").textContent + row.lastChild.textContent);
+}}"""
 
 
 def serve(route: Route) -> None:
@@ -86,15 +125,16 @@ def page(browser_page: Page) -> Page:
     return browser_page
 
 
-def lines(page: Page, *pieces: tuple[int, str | list[int]]) -> Any:
+def lines(page: Page, *pieces: tuple[int, str | list[int]] | tuple[int, str, int]) -> Any:
     return page.evaluate(LINES, [list(piece) for piece in pieces])
 
 
 def test_pieces_that_follow_each_other_become_lines(page: Page) -> None:
-    assert lines(page, (0, "one\ntw"), (6, "o\nthree")) == {
-        "taken": [["one"], ["two"]],
-        "offset": 13,
-        "unfinished": "three",
+    assert lines(page, (0, "one\ntw", 70), (6, "o\nthree\nfo", 80)) == {
+        "taken": [["one"], ["two", "three"]],
+        "places": [[0, 70], [4, 70], [8, 80]],  # byte of its beginning, when that came
+        "offset": 16,
+        "unfinished": "fo",
     }
 
 
@@ -118,6 +158,25 @@ def test_a_character_cut_in_two_is_put_together(page: Page) -> None:
 def test_a_carriage_return_replaces_the_line(page: Page) -> None:
     found = lines(page, (0, "10 %\r50 %\r"), (10, "100 %\r\nready\r\n"))
     assert found["taken"] == [[], ["100 %", "ready"]]
+
+
+def test_a_line_without_end_is_broken_or_its_progress_forgotten(page: Page) -> None:
+    found = lines(page, (0, "x" * 300_000), (300_000, "y\n"))
+    assert [len(text) for text in found["taken"][0]] == [300_000]
+    assert found["taken"][1] == ["y"]
+    found = lines(page, (0, "50 %\r" * 60_000), (300_000, "100 %\n"))
+    assert (found["taken"], found["offset"]) == ([[], ["100 %"]], 300_006)
+
+
+def test_a_hundred_thousand_lines_are_drawn_while_the_page_answers(page: Page) -> None:
+    """Bounds are wide: this machine is shared. They are for what grows with the square of the lines."""
+    found = page.evaluate(MANY, 100_000)
+    assert (found["rows"], found["atEnd"], found["shown"]) == (100_000, True, 1)
+    assert found["longest"] < 2000
+
+
+def test_logs_of_several_nodes_go_by_time(page: Page) -> None:
+    assert page.evaluate(MERGE) == ["te1a", "te2b", "te1d", "te1continues", "te2e"]
 
 
 def test_the_lines_a_viewer_draws_hold_text_and_classes_only(page: Page) -> None:

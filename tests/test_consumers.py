@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +17,12 @@ from asgiref.sync import sync_to_async
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import User
 from django.test import Client
+from pytest_django import Settings
 
 from controlplane import streams
 from controlplane.asgi import application
 from controlplane.routing import websockets
+from nodes import fanout
 from nodes.models import Job, Node
 from nodes.remote import job as remote_job
 from nodes.remote.command import script
@@ -48,8 +52,10 @@ async def socket(path: str, cookie: str, origin: str = "http://testserver") -> A
     opened = WebsocketCommunicator(application, path, headers=headers)
     connected, _ = await opened.connect(timeout=5)
     assert connected
-    yield opened
-    await opened.disconnect()
+    try:
+        yield opened
+    finally:
+        await opened.disconnect()
 
 
 async def received(opened: WebsocketCommunicator, size: int, first: int = 0) -> bytes:
@@ -58,9 +64,9 @@ async def received(opened: WebsocketCommunicator, size: int, first: int = 0) -> 
     while len(data) < size:
         frame = await opened.receive_from(timeout=10)
         if isinstance(frame, bytes):
-            (start,) = struct.unpack(">Q", frame[:8])
+            start, _at = struct.unpack(">QQ", frame[:16])
             assert start == first + len(data)
-            data += frame[8:]
+            data += frame[16:]
     return data
 
 
@@ -141,16 +147,74 @@ async def test_of_a_long_log_the_recent_part_is_sent_first(job: Job, cookie: str
         assert len(await received(opened, 1 << 20, first=skipped[1])) == 1 << 20
 
 
+async def test_who_cannot_keep_up_is_told_what_was_skipped_and_has_the_present(
+    job: Job, cookie: str, settings: Settings
+) -> None:
+    settings.LOG_STREAM_BYTES = 2 << 20
+    piece = b"x" * (1 << 20)
+    for n in range(6):
+        await asyncio.to_thread(append, job, n * len(piece), piece)
+    async with socket(f"/ws/log/{job.pk}?after=10&live=1", cookie) as opened:
+        assert await told(opened) == {"skipped": [10, 3 << 20]}  # the stream keeps its last 2 MiB and what they cut
+        assert len(await received(opened, 3 << 20, first=3 << 20)) == 3 << 20
+
+
+async def test_a_log_says_when_its_bytes_came(job: Job, cookie: str) -> None:
+    before = int(time.time() * 1000)
+    await asyncio.to_thread(append, job, 0, b"now\n")
+    async with socket(f"/ws/log/{job.pk}", cookie) as opened:
+        frame = await opened.receive_from(timeout=5)
+    assert isinstance(frame, bytes)
+    assert before <= struct.unpack(">QQ", frame[:16])[1] <= int(time.time() * 1000)
+
+
+async def test_of_an_archived_log_it_is_known_when_its_bytes_came(job: Job, cookie: str) -> None:
+    kept = {"start": 0, "end": 8, "data": gzip.compress(b"one\ntwo\n"), "times": [[0, 111], [4, 222]]}
+    await sync_to_async(job.archive.create)(**kept)
+    await sync_to_async(end)(job, 8)
+    async with socket(f"/ws/log/{job.pk}", cookie) as opened:
+        assert await told(opened) == {"times": [[0, 111], [4, 222]]}
+        assert await received(opened, 8) == b"one\ntwo\n"
+
+
+async def test_many_readers_share_one_and_a_slow_one_misses_nothing(
+    job: Job, valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "MAILBOX_BYTES", 64)
+    key = streams.log_key(job.pk)
+    async with streams.async_client() as connection:
+        quick, slow = (fanout.follow(connection, key, 0, 0.2) for _ in range(2))
+        for following in (quick, slow):
+            assert not (await anext(following)).data  # both wait
+        written = b""
+        for n in range(20):
+            piece = b"%03d" % n * 10
+            await asyncio.to_thread(append, job, len(written), piece)
+            written += piece
+            async with asyncio.timeout(5):
+                while (await anext(quick)).end < len(written):
+                    pass
+        seen = b""
+        async with asyncio.timeout(5):
+            while len(seen) < len(written):
+                seen += (await anext(slow)).data
+        assert seen == written
+        assert len(fanout._readers[asyncio.get_running_loop()]) == 1
+        await quick.aclose()
+        await slow.aclose()
+    assert not fanout._readers[asyncio.get_running_loop()]
+
+
 async def test_the_newest_samples_come_first_and_then_what_is_new(job: Job, cookie: str) -> None:
     one = job.node_id
     await asyncio.to_thread(measured, (one, "s", 1), (one, "w", []), (7, "e", 3))
     async with socket("/ws/telemetry", cookie) as whole, socket(f"/ws/telemetry?of=s{one}", cookie) as part:
-        assert await told(whole) == {"s": {str(one): 1}, "w": {str(one): []}, "e": {"7": 3}, "skipped": 0}
+        assert await told(whole) == {"s": {str(one): 1}, "w": {str(one): []}, "e": {"7": 3}, "r": {}, "skipped": 0}
         assert (await told(part))["s"] == {str(one): 1}
         await asyncio.sleep(0.1)  # the hub's first read of Redis has no answer to wait for
         await asyncio.to_thread(measured, (one, "s", 2), (7, "e", 4))
-        assert await told(whole) == {"s": {str(one): 2}, "w": {}, "e": {"7": 4}, "skipped": 0}
-        assert await told(part) == {"s": {str(one): 2}, "w": {}, "e": {}, "skipped": 0}
+        assert await told(whole) == {"s": {str(one): 2}, "w": {}, "e": {"7": 4}, "r": {}, "skipped": 0}
+        assert await told(part) == {"s": {str(one): 2}, "w": {}, "e": {}, "r": {}, "skipped": 0}
 
 
 def measured(*entries: tuple[int, str, Any]) -> None:
@@ -164,7 +228,7 @@ async def test_a_page_that_is_slow_is_sent_the_newest_and_told_what_it_missed(jo
         await asyncio.sleep(0.1)
         for value in (2, 3, 4):
             await asyncio.to_thread(measured, (job.node_id, "s", value))
-        assert await told(opened) == {"s": {str(job.node_id): 4}, "w": {}, "e": {}, "skipped": 2}
+        assert await told(opened) == {"s": {str(job.node_id): 4}, "w": {}, "e": {}, "r": {}, "skipped": 2}
 
 
 async def test_a_change_is_poked_to_every_page(job: Job, cookie: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 import json
 import time
 from pathlib import Path
@@ -14,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.problems import Problem
-from deployments import model_files, planning
+from controlplane.secrets import Secret
+from deployments import command_page, model_files, placing, planning, revisions, serving
 from deployments.forms import initial, parse_flags, written_flags
 from deployments.models import Deployment
 from deployments.spec import Spec
-from nodes.models import Cluster, Node
+from nodes.models import Cluster, Link, Node
+from nodes.remote.command import script
 from nodes.remote.local import LocalHost
 from nodes.telemetry import store
 from tests.plans import HERE
@@ -131,6 +135,12 @@ def test_the_plan_speaks_chinese(operator: Client, four: Cluster) -> None:
     assert "The weights take" not in page
 
 
+def test_a_longer_context_by_overriding_the_config_is_planned_with(operator: Client, four: Cluster) -> None:
+    assert "The model allows 131,072 tokens" in planned(operator, max_model_len="262144")
+    yarn = '{"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 131072}}'
+    assert "The model allows" not in planned(operator, max_model_len="262144", extra=f"hf-overrides={yarn}")
+
+
 def test_viewers_may_not_plan(four: Cluster) -> None:
     assert signed_in("viewer").post(reverse("deployment-plan"), fields()).status_code == 403
 
@@ -163,6 +173,10 @@ def test_a_gpu_that_another_deployment_has_is_not_planned_with(four: Cluster) ->
     found = planning.plan_for(spec)
     assert found.plan is not None
     assert {place.host for place in found.plan.placement} == {"te1", "te3", "te4"}
+    other.replicas.update(placement=[{"host": f"te{i}", "gpu": 0} for i in range(1, 5)])
+    full = planning.plan_for(spec)
+    assert full.impossible is not None
+    assert "It fits with TP=1, PP=4 once other processes have freed the GPUs' memory." in str(full.impossible)
     own = planning.plan_for(spec, besides=other).plan  # what is being changed may use its own GPUs
     assert own is not None
     assert len(own.placement) == 4
@@ -197,12 +211,12 @@ def test_a_config_that_is_none_is_told_in_a_sentence(
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(Problem) as told:
-        _ = model_files.model_files(str(tmp_path), four.head).model
+        _ = model_files.model_files(str(tmp_path), four.head).model()
     assert sentence in str(told.value) or content is None
 
 
 def test_the_demo_models_geometry_is_known_before_it_is_fetched(four: Cluster) -> None:
-    model = model_files.model_files("demo", four.head).model
+    model = model_files.model_files("demo", four.head).model()
     assert model.parameters == 134_515_008
 
 
@@ -240,3 +254,93 @@ def test_a_specification_fills_the_form_and_comes_back(four: Cluster) -> None:
     assert shown["max_num_seqs"] == 8
     assert shown["layout"] == "hand"
     assert parse_flags(shown["extra"]) == {"max-model-len": "4k", "seed": "1", "dtype": "half"}
+
+
+# --- show commands ---
+
+
+def test_the_commands_are_those_of_the_rollout_with_secrets_masked(operator: Client, four: Cluster) -> None:
+    page = html.unescape(planned(operator, extra="seed=1"))
+    assert page.count("start --block") == 0  # one argument a line
+    assert page.count("--block") == 4
+    assert page.count("--head") == 1
+    assert page.count("--address=127.0.0.2:") == 3
+    assert "exec \"$1\" serve --config \"$QD_JOB/serve.yaml\"" in page
+    assert "pipeline-parallel-size: 4" in page
+    assert "seed: 1" in page
+    assert "export VLLM_API_KEY=••••••" in page
+    assert "$QD_JOB/ray.token" in page
+
+
+def test_the_commands_of_a_deployment_hide_its_key(operator: Client, four: Cluster) -> None:
+    operator.post(reverse("deployment-new"), fields())
+    made = Deployment.objects.get(name="qwen")
+    page = text_of(operator.get(reverse("deployment-commands", args=["qwen"])))
+    assert "serve.yaml" in page
+    assert made.api_key.reveal() not in page
+    assert str(made.port) in page
+
+
+def test_what_is_shown_is_what_the_rollout_runs(four: Cluster) -> None:
+    spec = Spec("qwen", QWEN, cluster="four-a10", options={"seed": 1})
+    made = revisions.create(spec, None)
+    planned = planning.plan_for(spec)
+    (replica,) = placing.place(made)
+    (draft,) = command_page.would_be(command_page.draft_of(spec, planned))
+    draft.deployment.api_key = made.api_key
+    draft.port = replica.port
+    assert serving.command_of(draft) == serving.command_of(replica)
+
+
+def test_an_argument_of_a_script_is_one_line_and_can_be_pasted() -> None:
+    command = script('echo "$1"', "a b", env={"KEY": Secret("s3cret"), "A": "x y"})
+    assert command_page.script_of(command) == (
+        "export KEY=••••••\nexport A='x y'\nsh -euc 'echo \"$1\"' sh \\\n    'a b'"
+    )
+
+
+def test_the_measured_network_is_planned_with(operator: Client, four: Cluster) -> None:
+    assert "The network between the hosts was not measured; 10 Gbit/s are assumed." in planned(operator)
+    nodes = list(Node.objects.all())
+    for source, target in itertools.permutations(nodes, 2):
+        Link.objects.create(source=source, target=target, gbps=93.5)
+    page = planned(operator)
+    assert "was not measured" not in page
+    assert "joined by 93.5 Gbit/s" in page
+
+
+# --- before a start ---
+
+
+def test_a_start_plans_once_more_with_what_is_free_now(four: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = revisions.create(Spec("qwen", QWEN, cluster="four-a10"), None)
+    te4 = Node.objects.get(name="te4")
+    te4.facts_json["gpus"][0]["memory_used_mib"] = 20_000
+    te4.save()
+    planning.renew(made)
+    assert {place["host"] for place in made.fresh().plan["placement"]} == {"te1", "te2", "te3"}
+
+    Node.objects.update(facts_json=te4.facts_json)
+    with pytest.raises(Problem, match="once other processes have freed"):
+        planning.renew(made)
+
+    def away(model: str, node: Node) -> model_files.ModelFiles:
+        raise Problem("te1 cannot be reached.")
+
+    monkeypatch.setattr(planning, "model_files", away)
+    planning.renew(made)  # nothing can be said, so what was planned stays
+    assert len(made.fresh().plan["placement"]) == 3
+
+
+def test_processes_without_ray_stay_on_one_host(four: Cluster) -> None:
+    found = planning.plan_for(Spec("qwen", QWEN, cluster="four-a10", executor="mp"))
+    assert "No single host holds a copy" in str(found.impossible)
+    small = planning.plan_for(
+        Spec("a", str(HERE / "qwen2.5-7b"), cluster="four-a10", copies=1, executor="mp",
+             options={"pipeline-parallel-size": 2}))  # fmt: skip
+    assert small.impossible is not None
+    add_node("big", gpus=4)
+    Node.objects.filter(name="big").update(cluster=four)
+    found = planning.plan_for(Spec("qwen", QWEN, cluster="four-a10", executor="mp", copies=1))
+    assert found.plan is not None
+    assert {place.host for place in found.plan.placement} == {"big"}

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,21 +96,21 @@ class Observer:
 
     def __init__(self, host: Host, *mark: str) -> None:
         self.channel = host.open(python("python3", OBSERVER, *mark))
-        self.logs: dict[str, bytes] = {}
+        self.logs: dict[str, bytearray] = {}
         self.ends: dict[str, dict[str, Any]] = {}
         self.samples: list[dict[str, Any]] = []
         self.who: list[list[list[Any]]] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
-    def follow(self, name: str, place: Path, at: int = 0) -> None:
-        self.channel.write(json.dumps({"follow": name, "dir": str(place), "at": at}).encode() + b"\n")
+    def follow(self, name: str, place: Path, at: int = 0, keep: int = 0) -> None:
+        order = {"follow": name, "dir": str(place), "at": at, "keep": keep}
+        self.channel.write(json.dumps(order).encode() + b"\n")
 
     def _read(self) -> None:
         for message, data in Frames(self.channel):
             if "log" in message:
-                so_far = self.logs.setdefault(message["log"], b"")
-                self.logs[message["log"]] = so_far + data
+                self.logs.setdefault(message["log"], bytearray()).extend(data)
             elif "end" in message:
                 self.ends[message["end"]] = message
             elif "who" in message:
@@ -133,7 +134,7 @@ def observer(host: Host) -> Iterator[Observer]:
 def test_a_job_leaves_its_log_and_its_status(host: Host, place: Path) -> None:
     job.start(host, str(place), script("echo out; echo err >&2; exit 3"))
     until(ended(place))
-    assert (place / "exit").read_text() == "3\n"
+    assert (place / "exit").read_text().strip() == "3"
     assert sorted((place / "log").read_text().split()) == ["err", "out"]
 
 
@@ -266,9 +267,25 @@ def command_lines() -> list[list[bytes]]:
     return found
 
 
+def test_the_beginning_of_a_long_log_is_let_go_of_and_offsets_stay(host: Host, observer: Observer, place: Path) -> None:
+    flood = "import sys; [sys.stdout.write('%099d\\n' % n) for n in range(300_000)]"
+    job.start(host, str(place), command(sys.executable, "-c", flood))
+    observer.follow("a", place, keep=1 << 20)
+    until(lambda: "a" in observer.ends)
+    assert len(observer.logs["a"]) == 30_000_000
+    kept = int((place / "log.kept").read_text())
+    assert kept % 4096 == 0
+    assert 30_000_000 - kept < (1 << 20) + (17 << 20)
+    assert (place / "log").stat().st_size == 30_000_000
+    assert (place / "log").stat().st_blocks * 512 < 30_000_000 - kept + (1 << 20)
+    first = job.read_log(host, str(place), 5, 100)
+    assert (first.start, first.data) == (kept, bytes(observer.logs["a"][kept : kept + 100]))
+    assert job.read_log(host, str(place), 29_999_995, 100) == (29_999_995, b"9999\n")
+
+
 def test_a_piece_of_the_log_is_read_by_offset(host: Host, place: Path) -> None:
     job.start(host, str(place), command("printf", "%s", "0123456789"))
     until(ended(place))
-    assert job.read_log(host, str(place), 3, 4) == b"3456"
-    assert job.read_log(host, str(place), 8, 100) == b"89"
-    assert job.read_log(host, str(place), 50, 100) == b""
+    assert job.read_log(host, str(place), 3, 4) == (3, b"3456")
+    assert job.read_log(host, str(place), 8, 100) == (8, b"89")
+    assert job.read_log(host, str(place), 50, 100) == (50, b"")

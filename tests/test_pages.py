@@ -35,7 +35,8 @@ FORM = {
     "method": "password",
     "password": "correct horse",
 }
-PAGES = ["overview", "nodes", "node-new", "deployments", "deployment-new", "playground", "keys", "usage"]
+PAGES = ["alerts", "alert-settings", "overview", "nodes", "node-new", "clusters", "cluster-new", "deployments",
+         "deployment-new", "playground", "keys", "usage"]  # fmt: skip
 
 
 def signed_in(role: str) -> Client:
@@ -120,7 +121,11 @@ def test_a_viewer_may_change_nothing(node: Node, deployment: Deployment) -> None
     tried = [pattern for pattern in _patterns(get_resolver()) if pattern.name not in OPEN | OWN]
     statuses = {str(pattern.name): viewer.post(_address(pattern)).status_code for pattern in tried}
     read_only = {"overview", "nodes", "node", "deployments", "deployment", "playground"}
-    read_only |= {"deployment-history", "deployment-export", "job-log", "models", "usage", "usage-csv"}
+    read_only |= {"clusters", "cluster", "deployment-history", "deployment-export", "job-log", "models",
+                  "nodes-between", "usage", "usage-csv"}  # fmt: skip
+    read_only |= {"deployment-commands", "telemetry", "telemetry-recent"}
+    read_only |= {"node-flags"}
+    read_only |= {"alerts", "alert-bell"}
     assert {name for name, status in statuses.items() if status == 405} == read_only
     assert {status for name, status in statuses.items() if name not in read_only} == {403}
 
@@ -178,7 +183,7 @@ def test_a_node_page_tells_its_runs_and_offers_their_logs(admin: Client, node: N
     Step.objects.create(run=run, stage=1, kind=kinds[1], node=node, state="running", job=job)
     page = text_of(admin.get(node.get_absolute_url()))
     assert "there already" in page
-    assert f'<option value="{job.pk}">' in page
+    assert f'<option value="{job.pk}" data-node="te1"' in page
     assert f'data-log="{job.pk}"' in page
 
 
@@ -357,7 +362,8 @@ def test_only_what_uses_the_memory_stands_on_a_tile(
     state: str, shown: int, admin: Client, deployment: Deployment
 ) -> None:
     Deployment.objects.update(state=state)
-    Node.objects.update(cluster=deployment.cluster)
+    copy = {"stopped": "stopped", "rolling_out": "rolling_out"}.get(state, "ready")
+    deployment.replicas.create(number=1, node=deployment.cluster.head, port=20700, state=copy)
     (host,) = admin.get("/").context["fleet"]["nodes"]
     assert host["serves"] == [deployment.name] * shown
 

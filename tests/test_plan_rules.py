@@ -355,7 +355,8 @@ def test_the_demo_gets_one_worker_on_the_host_with_the_most_free_memory() -> Non
     assert outcome.layout == (1, 1, 1)
     assert [(place.host, place.gpu) for place in outcome.placement] == [("large", None)]
     assert outcome.max_model_len == 8192
-    assert outcome.flags["kv-cache-memory-bytes"] == 1 << 30
+    assert outcome.flags["kv-cache-memory-bytes"] == 512 << 20
+    assert outcome.kv_tokens == 23_296  # 512 MiB / (30 layers × 2 × 3 heads × 64 × 2 bytes), in blocks of 128
     assert "gpu-memory-utilization" not in outcome.flags
 
 
@@ -365,10 +366,36 @@ def test_a_cpu_host_that_is_too_small_says_what_is_missing() -> None:
     assert outcome.problems == ("here has no GPU, and the model needs 18.2 GiB of its memory; 11.7 GiB are free.",)
 
 
-def test_a_cpu_host_takes_no_tensor_parallelism() -> None:
-    outcome = plan(model("smollm2-135m"), [HostSpec("here", (), 16_000, 12_000)], Wishes.from_flags({"tp": 2}))
+def test_a_model_lies_over_several_hosts_without_gpus_if_one_asks_or_has_to() -> None:
+    machines = [HostSpec("small", (), 8_000, 6_000), HostSpec("large", (), 16_000, 12_000)]
 
-    assert outcome.problems == ("None of the hosts has a GPU; without one there is a single worker.",)
+    asked = plan(model("smollm2-135m"), machines, Wishes.from_flags({"pp": 2}))
+    assert [(place.host, place.layers) for place in asked.placement] == [("large", (0, 15)), ("small", (15, 30))]
+    # 8.03G in 16 bits are 14.96 GiB: 7.48 GiB and 3.2 GiB for the programs on each of two hosts with 13.7 GiB free
+    needed = plan(model("llama-3-8b"), [HostSpec(name, (), 16_000, 14_000) for name in "ab"], Wishes())
+    assert needed.layout == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("machines", "flags", "problem", "nearest"),
+    [
+        (1, {"tp": 2}, "9 attention heads cannot be divided by 2.", "tensor-parallel-size=1"),
+        (2, {"pp": 3}, "Without GPUs each host has one worker; the layout needs 3 hosts, there are 2.", "pipeline"),
+        (1, {"dp": 2}, "Without GPUs each host has one worker; the layout needs 2 hosts, there are 1.", "data-"),
+        (2, {"pp": 31}, "30 layers cannot be cut into 31 stages.", "pipeline-parallel-size=1"),
+        (1, {"kv-cache-memory-bytes": 9 << 30}, "here0 has 8.5 GiB of memory left", "kv-cache-memory-bytes=536870912"),
+        (1, {"max-model-len": 9000}, "The model allows 8,192 tokens of context", "max-model-len=8192"),
+    ],
+)
+def test_an_impossible_wish_without_gpus_is_refused_with_the_nearest(
+    machines: int, flags: dict[str, Value], problem: str, nearest: str
+) -> None:
+    offered = [HostSpec(f"here{i}", (), 16_000, 12_000) for i in range(machines)]
+    outcome = plan(model("smollm2-135m"), offered, Wishes.from_flags(flags))
+
+    assert outcome.problems[0].startswith(problem)
+    assert outcome.nearest is not None
+    assert nearest in outcome.nearest.sentence
 
 
 def test_hosts_without_gpus_are_passed_over_beside_hosts_with_some() -> None:

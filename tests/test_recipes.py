@@ -346,22 +346,22 @@ def node(tmp_path: Path) -> Iterator[Site]:
     (program.parent / "python").symlink_to(sys.executable)
     site = Site(str(tmp_path))
     yield site
-    subprocess.run(["rm", "-rf", ray._directory(site)], check=True)
+    subprocess.run(["rm", "-rf", ray.directory(site)], check=True)
 
 
 def test_ray_is_started_in_a_directory_that_nobody_else_can_enter(node: Site, tmp_path: Path) -> None:
     command = ray.start_head(CPU, node, PLAN, "127.0.0.1", TOKEN)
     done = run_job(command, tmp_path / "job")
     assert done.stdout.splitlines()[:3] == ["start", "--block", "--head"]
-    assert Path(ray._directory(node)).stat().st_mode & 0o777 == 0o700
-    assert len(ray._directory(node)) < 20  # the rest of 107 bytes is for the names of Ray's sockets
+    assert Path(ray.directory(node)).stat().st_mode & 0o777 == 0o700
+    assert len(ray.directory(node)) < 20  # the rest of 107 bytes is for the names of Ray's sockets
     token = tmp_path / "ray/token"
     assert (token.read_text(), token.stat().st_mode & 0o777) == (TOKEN.reveal(), 0o600)
     assert not (tmp_path / "job/ray.token").exists()
 
 
 def test_what_ended_sessions_left_is_removed_and_what_runs_is_not(node: Site, tmp_path: Path) -> None:
-    sessions = Path(ray._directory(node), "r")
+    sessions = Path(ray.directory(node), "r")
     ended = sessions / "session_2026-11-22_11-07-19_161207_999999999"
     running = sessions / f"session_2026-11-22_11-07-20_161207_{os.getpid()}"
     for session in (ended, running):
@@ -374,15 +374,15 @@ def test_what_ended_sessions_left_is_removed_and_what_runs_is_not(node: Site, tm
 def test_what_ray_leaves_on_a_node_can_be_removed(node: Site, tmp_path: Path) -> None:
     run_job(ray.start_head(CPU, node, PLAN, "127.0.0.1", TOKEN), tmp_path / "job")
     assert run_job(ray.clean_up(node), tmp_path / "job").returncode == 0
-    assert not Path(ray._directory(node)).exists()
+    assert not Path(ray.directory(node)).exists()
     assert not (tmp_path / "ray/token").exists()
 
 
 def test_somebody_elses_directory_is_not_used(node: Site, tmp_path: Path) -> None:
-    Path(ray._directory(node)).symlink_to(tmp_path)
+    Path(ray.directory(node)).symlink_to(tmp_path)
     done = run_job(ray.start_head(CPU, node, PLAN, "127.0.0.1", TOKEN), tmp_path / "job")
     assert done.returncode == 1
-    assert last_line(done) == f"{ray._directory(node)} belongs to somebody else, and Ray needs it. " \
+    assert last_line(done) == f"{ray.directory(node)} belongs to somebody else, and Ray needs it. " \
         "Remove it, then start again."  # fmt: skip
 
 

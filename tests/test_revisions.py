@@ -273,7 +273,7 @@ def test_no_text_breaks_the_reading(text: str) -> None:
 
 def test_the_prediction_stands_beside_what_was_measured(qwen: Deployment) -> None:
     rows = compared(qwen.plan, {"weights_gib": 6.9, "kv_tokens": 1000, "kv_gib": 11.5})
-    assert [row.measured for row in rows] == ["6.90 GiB", "11.50 GiB", "1000 tokens", ""]
+    assert [row.measured for row in rows] == ["6.90 GiB", "11.50 GiB", "1,000", ""]
     assert abs(rows[0].percent or 99) < 2
     assert rows[2].is_far
     assert rows[3].difference == ""

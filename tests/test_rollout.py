@@ -18,11 +18,14 @@ from pytest_django import Settings
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from deployments import care, rollout
 from deployments import engine as engine_module
+from deployments import exchange, rollout
+from deployments.gateway import routes
+from deployments.gateway.client import Origin
 from deployments.models import Deployment, Replica
+from deployments.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
-from nodes import hosts, logs, registration, runs, signals, tasks
+from nodes import ending, hosts, logs, preparation, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.registration import Login
 from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
@@ -30,6 +33,7 @@ from nodes.watch import Watch
 from tests.support import sshd as sshd_support
 from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
+from tests.support.stand_in_hub import MODEL, StandInHub, serving
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
 LOGS = Path(__file__).parent / "logs"
@@ -139,6 +143,7 @@ def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
     login = Login("far", server.address, server.port, server.user, private_key=Secret(server.key))
     node = registration.register(login, server.host_key.line, None)
     Node.objects.filter(pk=node.pk).update(root=str(engine.root))
+    preparation.check(node.fresh(), None)
     # The server binds to an address that the control plane does not try, as behind a firewall.
     monkeypatch.setattr("deployments.serving.inner_address", lambda node: "127.0.0.9")
     monkeypatch.setattr("deployments.upstream.inner_address", lambda node: "127.0.0.9")
@@ -161,6 +166,27 @@ def test_a_model_path_that_does_not_exist_is_named_and_nothing_is_started(
     assert "There is no /data/models/none on this server. Copy the model there" in failed.reason
     assert (steps(deployment)["ray-head"], steps(deployment)["serve"]) == (RunState.SKIPPED, RunState.SKIPPED)
     assert not Job.objects.filter(state__in=JOB_ACTIVE).exists()
+
+
+def test_a_model_of_a_hub_is_fetched_once_and_served_without_the_hub(
+    quarterdeck: Watch, node: Node, settings: Settings
+) -> None:
+    hub = StandInHub()
+    with serving(hub) as settings.HF_ENDPOINT:
+        deployment = rollout.create("tiny", f"hf:{MODEL}", node, free_port(), {}, None)
+        deployment = rolled_out(deployment)
+    assert "hf--lab--tiny" in Node.objects.get().facts.models
+    rollout.stop(deployment, None)
+    rolled_out(reach(deployment, DeploymentState.STOPPED))
+
+
+def test_a_hub_that_is_away_is_named_with_what_to_do(quarterdeck: Watch, node: Node, settings: Settings) -> None:
+    settings.HF_ENDPOINT = "http://127.0.0.1:9"
+    deployment = rollout.create("tiny", f"hf:{MODEL}", node, free_port(), {}, None)
+    rollout.start(deployment, None)
+    failed = reach(deployment, DeploymentState.FAILED)
+    assert "cannot be reached at http://127.0.0.1:9" in failed.reason
+    assert "Set a mirror on the Models page" in failed.reason
 
 
 @pytest.mark.parametrize(("behaviour", "chats"), [("serve", True), ("base", False)])
@@ -209,6 +235,108 @@ def test_a_server_that_ends_by_itself_is_noticed_whatever_its_status(
     runs.end_job(server(ready), "KILL")
     failed = reach(deployment, DeploymentState.FAILED)
     assert failed.reason.startswith("The model server ended: ")
+
+
+def test_a_server_that_died_comes_back_by_itself(
+    quarterdeck: Watch, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.mending.FIRST_DELAY", timedelta(0))
+    died = server(rolled_out(deployment))
+    runs.end_job(died, "KILL")
+    until(lambda: server(deployment) != died)
+    reach(deployment, DeploymentState.READY)
+    assert (only(deployment).restarts, only(deployment).state) == (1, "ready")
+    assert Run.objects.filter(story="recover", state=RunState.DONE).count() == 1
+
+
+def test_a_start_that_fails_is_not_tried_again_by_itself(
+    quarterdeck: Watch, deployment: Deployment, engine: StandInEngine
+) -> None:
+    engine.behave("fail", str(LOGS / "heads-not-divisible-by-tp.log"))
+    rollout.start(deployment, None)
+    reach(deployment, DeploymentState.FAILED)
+    signals.tick.send(None)
+    assert only(deployment).state == "failed"
+    assert not Run.objects.exclude(state__in=FINISHED).exists()
+
+
+@pytest.fixture
+def twice(node: Node) -> Deployment:
+    """Two copies on one host, each a process of its own."""
+    made = rollout.create("twice", Deployment.DEMO, node, free_port(), {}, None)
+    Deployment.objects.filter(pk=made.pk).update(executor="mp", copies=2)
+    return made.fresh()
+
+
+def test_copies_have_ports_of_their_own_and_all_are_in_service(quarterdeck: Watch, twice: Deployment) -> None:
+    rolled_out(twice)
+    first, second = twice.replicas.select_related("deployment", "node")
+    assert first.port != second.port
+    assert [one.in_service for one in (first, second)] == [True, True]
+    assert {origin.port for origin in served(twice)} == {first.port, second.port}
+    assert not Job.objects.filter(name="ray").exists()
+
+
+def served(deployment: Deployment) -> list[Origin]:
+    """Where the gateway would send requests now."""
+    return [one.origin for one in routes.load()[deployment.name].replicas]
+
+
+def test_one_of_two_copies_that_dies_leaves_the_other_in_service(quarterdeck: Watch, twice: Deployment) -> None:
+    rolled_out(twice)
+    first, second = twice.replicas.select_related("server__node")
+    assert first.server is not None
+    runs.end_job(first.server, "KILL")
+    degraded = reach(twice, DeploymentState.DEGRADED)
+    assert degraded.reason.startswith("copy 1: The model server ended: ")
+    assert [origin.port for origin in served(twice)] == [second.port]
+
+
+def test_new_servers_take_over_before_the_old_ones_end(quarterdeck: Watch, twice: Deployment) -> None:
+    old = {one.pk for one in rolled_out(twice).replicas.all()}
+    assert exchange.forecast(twice) is Way.BESIDE
+    Deployment.objects.filter(pk=twice.pk).update(revision=2, options={"seed": 5})
+    exchange.replace(twice.fresh(), None)
+    seen = set()
+
+    def replaced() -> bool:
+        seen.add(len(served(twice)))
+        return Run.objects.get(story="replace").state == RunState.DONE
+
+    until(replaced)
+    assert min(seen) >= 2
+    new = list(twice.replicas.all())
+    assert not old & {one.pk for one in new}
+    assert [(one.state, one.revision, one.spec["options"]) for one in new] == [("ready", 2, {"seed": 5})] * 2
+    assert twice.fresh().state == DeploymentState.READY
+    assert Job.objects.filter(name="serve", state__in=JOB_ACTIVE).count() == 2
+
+
+def test_a_new_revision_that_does_not_start_leaves_the_old_servers_in_service(
+    quarterdeck: Watch, twice: Deployment, engine: StandInEngine
+) -> None:
+    before = served(rolled_out(twice))
+    engine.behave("fail", str(LOGS / "heads-not-divisible-by-tp.log"))
+    exchange.replace(twice.fresh(), None)
+    until(lambda: Run.objects.get(story="replace").state == RunState.FAILED)
+    assert twice.fresh().state == DeploymentState.READY
+    assert served(twice) == before
+    assert "attention heads" in Run.objects.get(story="replace").reason
+
+
+def test_without_room_for_both_the_old_server_ends_first(quarterdeck: Watch, deployment: Deployment) -> None:
+    old = server(rolled_out(deployment))
+    assert exchange.forecast(deployment) is Way.AT_ONCE
+    exchange.replace(deployment.fresh(), None)
+    until(lambda: Run.objects.get(story="replace").state == RunState.DONE)
+    assert deployment.fresh().state == DeploymentState.READY
+    assert old.fresh().state not in JOB_ACTIVE
+    assert Run.objects.get(story="replace").steps.get(kind="stop-server").reason.startswith("no process is left")
+
+
+def test_what_does_not_run_is_not_replaced(deployment: Deployment) -> None:
+    with pytest.raises(Problem, match="does not run now, so there is nothing to replace"):
+        exchange.replace(deployment, None)
 
 
 def test_stopping_leaves_no_process_and_frees_the_ports(quarterdeck: Watch, deployment: Deployment) -> None:
@@ -371,6 +499,6 @@ def test_the_server_log_is_kept_after_its_end(quarterdeck: Watch, deployment: De
 def test_care_of_a_job_that_is_gone_is_no_failure(quarterdeck: Watch, deployment: Deployment) -> None:
     ready = rolled_out(deployment)
     job = server(ready)
-    care.end_job(str(job.pk))
+    ending.end_unwanted(str(job.pk))
     reach(deployment, DeploymentState.FAILED)
-    care.end_job(str(job.pk))
+    ending.end_unwanted(str(job.pk))

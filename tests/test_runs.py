@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from django.db import close_old_connections, connection
 from django.utils import timezone
+from pytest_django import Settings
 
 from controlplane import streams
 from controlplane.lifecycle import Event
@@ -340,7 +341,37 @@ def test_an_ended_log_is_archived_and_can_be_read_without_its_node(node: Node, w
     streams.client().delete(streams.log_key(job.pk))
     whole = b"".join(logs.read_all(job.fresh()))
     assert whole == b"".join(b"%d\n" % n for n in range(1, 300001))
-    assert logs.read(job, 10, 4) == whole[10:14]
+    assert logs.read(job, 10, 4).data == whole[10:14]
+
+
+def test_what_old_jobs_left_is_removed_here_and_there(node: Node, watch: Watch, settings: Settings) -> None:
+    kind("talk", "echo old")
+    job = advance_until(begin(node, "talk"), RunState.DONE).steps.get().job
+    assert job is not None
+    tasks.job_over(str(job.pk))
+    place = Path(logs.place(job))
+    assert logs.sweep() == 0
+    assert place.exists()
+    Job.objects.filter(pk=job.pk).update(ended_at=timezone.now() - timedelta(days=settings.LOG_DAYS + 1))
+    assert logs.sweep() == 1
+    assert not place.exists()
+    assert not job.archive.exists()
+    assert logs.sweep() == 0
+
+
+def test_of_a_log_that_is_too_long_for_the_archive_its_end_is_kept(
+    node: Node, watch: Watch, settings: Settings
+) -> None:
+    settings.LOG_ARCHIVE_BYTES = 1000
+    kind("talk", "seq 1 3000")
+    job = advance_until(begin(node, "talk"), RunState.DONE).steps.get().job
+    assert job is not None
+    tasks.job_over(str(job.pk))
+    whole = (Path(logs.place(job)) / "log").read_bytes()
+    shutil.rmtree(logs.place(job))
+    job = job.fresh()
+    assert b"".join(logs.read_all(job, len(whole) - 1000)) == whole[-1000:]
+    assert logs.times(job, 0, len(whole))
 
 
 def test_each_change_of_state_left_an_event(node: Node, watch: Watch) -> None:

@@ -55,17 +55,17 @@ def test_old_bytes_are_trimmed_by_size() -> None:
 
 def test_an_emptied_stream_takes_up_again_anywhere() -> None:
     assert streams.append("log:a", 500, b"later") == 505
-    assert next(iter(streams.read("log:a", 0))) == streams.Chunk(500, b"later")
+    assert next(iter(streams.read("log:a", 0)))[:2] == (500, b"later")
 
 
 async def test_following_delivers_what_is_there_and_what_comes() -> None:
     streams.append("log:a", 0, b"early ")
     async with streams.async_client() as connection:
         following = streams.follow(connection, "log:a", 2, block_ms=100)
-        assert await anext(following) == streams.Chunk(2, b"rly ")
+        assert (await anext(following))[:2] == (2, b"rly ")
         assert (await anext(following)).data == b""
         await asyncio.to_thread(streams.append, "log:a", 6, b"late")
-        assert await anext(following) == streams.Chunk(6, b"late")
+        assert (await anext(following))[:2] == (6, b"late")
         await following.aclose()
 
 

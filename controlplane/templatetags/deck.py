@@ -39,6 +39,7 @@ LOOKS = {
     "checking": Look(pgettext_lazy("state", "checking"), "checking", "busy"),
     "preparing": Look(pgettext_lazy("state", "preparing"), "preparing", "busy"),
     "ready": Look(pgettext_lazy("state", "ready"), "ready", "ok"),
+    "removing": Look(pgettext_lazy("state", "removing"), "stopping", "busy"),
     "unreachable": Look(pgettext_lazy("state", "unreachable"), "unreachable", "warn"),
     "failed": Look(pgettext_lazy("state", "failed"), "failed", "bad"),
     "draft": Look(pgettext_lazy("state", "draft"), "draft", "calm"),

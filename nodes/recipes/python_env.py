@@ -134,7 +134,7 @@ def _outdated(facts: Facts, site: Site) -> bool:
     if site.lock and site.lock.python not in ("", facts.environment.python):
         return True
     torch = facts.environment.packages.get("torch")
-    return torch is not None and torch != _pins(facts.engine, site).get("torch")
+    return torch is not None and torch != pins(facts.engine, site).get("torch")
 
 
 def _installed(facts: Facts, site: Site) -> bool:
@@ -207,7 +207,7 @@ def _readings() -> bytes:
 
 def _stamp(engine: str, site: Site) -> str:
     """The fingerprint of the preset; with the cluster's after it where that is another set of the same preset."""
-    return fingerprint(engine) if _pins(engine, site) == preset_pins(engine) else _with_lock(engine, site.lock)
+    return fingerprint(engine) if pins(engine, site) == preset_pins(engine) else _with_lock(engine, site.lock)
 
 
 def _with_lock(engine: str, lock: Lock | None) -> str:
@@ -216,13 +216,13 @@ def _with_lock(engine: str, lock: Lock | None) -> str:
 
 def requirements(engine: str, site: Site) -> bytes:
     """What pip installs: the preset, or where the cluster's first node has another set, that."""
-    pins = _pins(engine, site)
-    if pins == preset_pins(engine):
+    wanted = pins(engine, site)
+    if wanted == preset_pins(engine):
         return preset(engine)
-    return "".join(f"{name}=={version}\n" for name, version in pins.items()).encode()
+    return "".join(f"{name}=={version}\n" for name, version in wanted.items()).encode()
 
 
-def _pins(engine: str, site: Site) -> dict[str, str]:
+def pins(engine: str, site: Site) -> dict[str, str]:
     """Name → version, as wanted."""
     if site.lock is None or not site.lock.distributions or site.kind == "existing":
         return preset_pins(engine)

@@ -132,7 +132,7 @@ def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret
         f"--min-worker-port={plan.first_worker}",
         f"--max-worker-port={plan.last_worker}",
         f"--object-store-memory={_OBJECT_STORE}",
-        f"--temp-dir={_directory(site)}/r",
+        f"--temp-dir={directory(site)}/r",
         "--log-color=false",
     ]
     env = {
@@ -146,7 +146,7 @@ def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret
     }
     ray = f"{site.environment}/bin/ray"
     line = [ray, "start", "--block", *role, *options]
-    started = script(_START, _directory(site), _token_path(site), *line, env=env)
+    started = script(_START, directory(site), _token_path(site), *line, env=env)
     return started.with_files({"ray.token": token.reveal().encode()})
 
 
@@ -177,7 +177,7 @@ def end_processes(processes: Iterable[Process]) -> Command:
 
 def clean_up(site: Site) -> Command:
     """Remove what Ray left on the node: its logs, its sockets and the token. Only once it has ended."""
-    return script('rm -rf -- "$1" "$2"', _directory(site), _token_path(site))
+    return script('rm -rf -- "$1" "$2"', directory(site), _token_path(site))
 
 
 def client_environment(site: Site, plan: PortPlan, head: str) -> Mapping[str, str]:
@@ -199,7 +199,7 @@ def worker_environment(facts: Facts, site: Site, address: str) -> Mapping[str, s
     }
 
 
-def _directory(site: Site) -> str:
+def directory(site: Site) -> str:
     return "/tmp/qd-" + hashlib.sha256(site.root.encode()).hexdigest()[:8]  # noqa: S108
 
 

@@ -70,6 +70,16 @@ class TimedOut(HostProblem):
         )
 
 
+class NotWritten(HostProblem):
+    """A file could not be written there."""
+
+    def __init__(self, where: str, path: str, why: str) -> None:
+        super().__init__(
+            _("%(path)s could not be written on %(where)s: %(why)s.") % {"path": path, "where": where, "why": why},
+            _("See that its disk is not full, that the directory is the user's, and that its SSH server has SFTP."),
+        )
+
+
 class CommandFailed(HostProblem):
     """A short command on the host ended with another status than 0."""
 

@@ -4,6 +4,7 @@ SSH, the local machine, and the fake of the tests.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -54,6 +55,9 @@ class Host(Protocol):
     def run(self, command: Command, stdin: bytes = b"", timeout: float = 30) -> Result: ...
 
     def open(self, command: Command) -> Channel: ...
+
+    def put(self, path: str, at: int, pieces: Iterable[bytes]) -> None:
+        """Write into a file from byte ``at`` on; at 0 it is made anew, mode 0600. All of it is there on return."""
 
     def close(self) -> None: ...
 

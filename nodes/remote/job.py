@@ -5,6 +5,7 @@ A job's directory on the host has everything about it::
     run      the command, as a script            log    what it prints
     pid      "<pid> <start ticks> <boot id>"      exit   its exit status, once it has ended
     started  a directory, made by the one runner there ever is
+    log.kept the first byte of the log that was not let go of, once it has grown too long
 
 Starting is idempotent: however often it is said, `mkdir started` succeeds once. So whoever finds a job that may not
 have been started simply starts it again.
@@ -15,9 +16,9 @@ from __future__ import annotations
 import io
 import shlex
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from nodes.remote.command import Command, python, quote, script
 from nodes.remote.host import Host, ask
@@ -49,6 +50,14 @@ sh ./run > log 2>&1 </dev/null
 printf '%3d' $? 1<> exit.new && mv exit.new exit
 """
 
+# The observer lets go of the beginning of a log that has grown too long; `log.kept` says where the rest begins. tail
+# counts from 1; head closes early, which would make tail's status 141 without the true.
+_READ = """
+at=$2
+if read -r kept 2>/dev/null <"$1/log.kept" && [ "$kept" -gt "$at" ]; then at=$kept; fi
+echo "$at"
+{ tail -c "+$((at + 1))" "$1/log" || true; } | head -c "$3"
+"""
 _SIGNAL = files("nodes.remote").joinpath("signal_job.py").read_text()
 _STAGES = {"TERM": "15", "KILL": "9"}
 
@@ -85,11 +94,22 @@ def signal(host: Host, place: str, how: Literal["TERM", "KILL"]) -> int:
     return int(answer.text.strip() or 0)
 
 
-def read_log(host: Host, place: str, start_at: int, size: int) -> bytes:
-    """At most ``size`` bytes of the job's log from byte ``start_at`` on; fewer at its end."""
-    # tail counts from 1; head closes early, which would make tail's status 141 without the true.
-    piece = script('{ tail -c +"$2" "$1/log" || true; } | head -c "$3"', place, str(start_at + 1), str(size))
-    return ask(host, piece).stdout
+class Piece(NamedTuple):
+    """Bytes of a log file, and the offset of the first."""
+
+    start: int
+    data: bytes
+
+
+def read_log(host: Host, place: str, start_at: int, size: int) -> Piece:
+    """At most ``size`` bytes of the job's log from byte ``start_at`` on, or from the first that is still kept."""
+    start, _newline, data = ask(host, script(_READ, place, str(start_at), str(size))).stdout.partition(b"\n")
+    return Piece(int(start), data)
+
+
+def remove(places: Sequence[str]) -> Command:
+    """Remove the directories of jobs that are over."""
+    return script('rm -rf -- "$@"', *places)
 
 
 def _tar(content: Mapping[str, bytes]) -> bytes:

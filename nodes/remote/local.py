@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
 from nodes.remote.command import Command
-from nodes.remote.errors import TimedOut
+from nodes.remote.errors import NotWritten, TimedOut
 from nodes.remote.host import OUTPUT_LIMIT, Result
 
 #: Variables of Quarterdeck's own process that must not colour what runs on the node.
@@ -76,6 +77,15 @@ class LocalHost:
             bufsize=0, env=_environment(), start_new_session=True,
         )
         return LocalChannel(process)
+
+    def put(self, path: str, at: int, pieces: Iterable[bytes]) -> None:
+        try:
+            with Path(path).open("r+b" if at else "wb") as file:
+                file.seek(at)
+                for piece in pieces:
+                    file.write(piece)
+        except OSError as error:
+            raise NotWritten(self.where, path, error.strerror or str(error)) from error
 
     def close(self) -> None:
         pass

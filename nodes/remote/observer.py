@@ -1,9 +1,10 @@
 """Watches one node from inside: runs there over one SSH channel, standard library only, and ends with its stdin.
 
-Standard input, one JSON object a line: ``{"follow": <id>, "dir": <directory>, "at": <byte>}``, ``{"forget": <id>}``.
-Standard output, one JSON object a line, a log chunk's followed by its raw bytes::
+Standard input, one JSON object a line: ``{"follow": <id>, "dir": <directory>, "at": <byte>, "keep": <bytes>}``,
+``{"forget": <id>}``. Standard output, one JSON object a line, a log chunk's followed by its bytes::
 
     {"log": <id>, "at": <byte>, "size": <n>}\\n<n bytes>
+    {"log": <id>, "at": <byte>, "size": <n>, "packed": <m>}\\n<m bytes, which zlib makes n>
     {"end": <id>, "state": "exited" | "lost", "status": <exit status or null>, "size": <bytes of the log>}
     {"sample": {"t": …, "cpu": …, "mem": [used, total], "disk": [used, total], "gpus": [[index, used MiB, total MiB,
         load %, °C, W], …]}}
@@ -16,6 +17,7 @@ Nothing is kept here: whoever reads says where to begin, so a broken connection 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pwd
@@ -25,11 +27,14 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-CHUNK = 1 << 18
+CHUNK = 1 << 20
+WORTH_PACKING = 1 << 14  # bytes; SSH costs more than zlib for anything larger
+SLACK = 16 << 20  # bytes beyond those to keep after which a log's beginning is let go of
 BUSY = 0.05
 PATIENCE = 120  # seconds for a job to have a pid; its launch may be said again in that time
 GPU_QUERY = ("index", "memory.used", "memory.total", "utilization.gpu", "temperature.gpu", "power.draw", "uuid")
@@ -53,6 +58,8 @@ class Job:
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.id, self.dir, self.at = order["follow"], Path(order["dir"]), order["at"]
+        self.keep = order.get("keep", 0)  # bytes; 0: all
+        self.kept = 0
         self.looked, self.born = 0.0, time.monotonic()
 
     def step(self) -> str:
@@ -73,9 +80,30 @@ class Job:
         except OSError:
             return False
         if data:
-            say({"log": self.id, "at": self.at, "size": len(data)}, data)
+            self.say(data)
             self.at += len(data)
+            self.let_go()
         return bool(data)
+
+    def say(self, data: bytes) -> None:
+        message = {"log": self.id, "at": self.at, "size": len(data)}
+        packed = zlib.compress(data, 1) if len(data) >= WORTH_PACKING else data
+        if len(packed) < len(data):
+            say({**message, "packed": len(packed)}, packed)
+        else:
+            say(message, data)
+
+    def let_go(self) -> None:
+        """Free the disk of what was sent long ago: a hole in the file, so that offsets go on meaning what they did."""
+        if not self.keep or self.at - self.kept < self.keep + SLACK:
+            return
+        first = (self.at - self.keep) // 4096 * 4096
+        draft = self.dir / "log.kept.new"
+        with suppress(OSError):
+            draft.write_text(f"{first}\n")
+            draft.replace(self.dir / "log.kept")  # first said, then done: nobody reads a hole as text
+            punch(self.dir / "log", first)
+        self.kept = first
 
     def status(self) -> dict[str, Any] | None:
         """How it ended; None while it runs or was not started. Read before the log, so that no last byte is missed."""
@@ -104,6 +132,15 @@ class Job:
             return began == ticks and Path("/proc/sys/kernel/random/boot_id").read_text().strip() == boot
         except OSError:
             return False
+
+
+def punch(path: Path, size: int) -> None:
+    """Free the first ``size`` bytes of a file without moving the rest, where the file system can."""
+    keep_size, punch_hole = 1, 2
+    fallocate = ctypes.CDLL(None).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    with path.open("r+b") as file:
+        fallocate(file.fileno(), keep_size | punch_hole, 0, size)
 
 
 class Host:

@@ -14,8 +14,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -25,7 +25,7 @@ from django.utils.translation import gettext as _
 
 from controlplane.secrets import NO_SECRET, Secret
 from nodes.remote.command import Command
-from nodes.remote.errors import BadKey, HostKeyChanged, SignInRefused, TimedOut, Unreachable
+from nodes.remote.errors import BadKey, HostKeyChanged, NotWritten, SignInRefused, TimedOut, Unreachable
 from nodes.remote.host import Result
 from nodes.remote.ssh_channel import SAY_MARK, SshChannel, SshStream, converse
 
@@ -188,6 +188,7 @@ class SshHost:
         """Since somebody last asked for it or had a channel open on it."""
         if any(not channel.closed for channel in list(self._channels)):
             self.used_at = time.monotonic()
+            return 0
         return time.monotonic() - self.used_at
 
     def run(self, command: Command, stdin: bytes = b"", timeout: float = 30) -> Result:
@@ -199,6 +200,22 @@ class SshHost:
 
     def open(self, command: Command) -> SshChannel:
         return SshChannel(self._session(command), self.where)
+
+    def put(self, path: str, at: int, pieces: Iterable[bytes]) -> None:
+        """Over SFTP. What was sent before the line broke is there, up to some byte."""
+        try:
+            channel = self._transport.open_session(timeout=ANSWER_SECONDS)
+            channel.settimeout(ANSWER_SECONDS)
+            channel.invoke_subsystem("sftp")
+            with paramiko.SFTPClient(channel) as client, client.open(path, "r+b" if at else "wb") as file:
+                file.set_pipelined(True)
+                file.seek(at)
+                for piece in pieces:
+                    file.write(piece)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if not self._transport.is_active() or isinstance(error, TimeoutError):
+                raise Unreachable(self.where, _("the connection was closed")) from error
+            raise NotWritten(self.where, path, str(error) or type(error).__name__) from error
 
     def connect_from_there(self, address: str, port: int) -> SshStream:
         """A TCP connection that the host itself makes to ``address``, carried here. Raises `Unreachable`."""
@@ -274,7 +291,8 @@ def connect(login: SshLogin, pinned: HostKey, through: SshHost | None = None) ->
 def _sign_in(transport: paramiko.Transport, login: SshLogin, keys: Sequence[paramiko.PKey]) -> None:
     try:
         if login.agent:
-            _offer(transport, login.user, [*keys, *paramiko.Agent().get_keys()[:_AGENT_KEYS]])
+            with closing(paramiko.Agent()) as agent:
+                _offer(transport, login.user, [*keys, *agent.get_keys()[:_AGENT_KEYS]])
         elif keys:
             _offer(transport, login.user, keys)
         else:

@@ -20,6 +20,8 @@ from nodes.telemetry import store
 
 #: Seconds between two messages to one page.
 PACE = 1.0
+#: See `store.FLEET`: nodes, who holds their GPUs, deployments, replicas.
+KINDS = "swer"
 
 
 class Mailbox:
@@ -47,7 +49,7 @@ class Mailbox:
         self._news.clear()
         names, self._due = self._due, {}
         skipped, self._skipped = self._skipped, 0
-        parts = "".join(f'"{kind}":{{{self._part(kind, names)}}},' for kind in "swe")
+        parts = "".join(f'"{kind}":{{{self._part(kind, names)}}},' for kind in KINDS)
         return f'{{{parts}"skipped":{skipped}}}'
 
     def _part(self, kind: str, names: Collection[str]) -> str:
@@ -103,11 +105,10 @@ class Hub:
 def _read_newest() -> dict[str, str]:
     """As of now, of the nodes there are and of what else is measured."""
     ids = list(Node.objects.values_list("pk", flat=True))
-    said: dict[str, dict[int, Any]]
-    said = {"s": store.newest_of_nodes(ids), "w": store.holders(), "e": store.others()}
-    gone = {f"w{number}" for number in said["w"].keys() - set(ids)}
-    named = {f"{kind}{number}": value for kind, group in said.items() for number, value in group.items()}
-    return {name: json.dumps(value, separators=(",", ":")) for name, value in named.items() if name not in gone}
+    named: dict[str, Any] = {**store.others()}
+    named |= {f"s{node}": sample for node, sample in store.newest_of_nodes(ids).items()}
+    named |= {f"w{node}": rows for node, rows in store.holders().items() if node in ids}
+    return {name: json.dumps(value, separators=(",", ":")) for name, value in named.items()}
 
 
 hub = Hub()

@@ -12,10 +12,10 @@ from django.conf import settings
 from controlplane import streams
 from nodes.telemetry.sample import Sample
 
-#: What came in the last seconds: fields ``s<node>`` (a sample), ``w<node>`` (who holds its GPUs), ``e<number>`` (a
-#: sample of something else that is measured on nodes, as an engine).
+#: What came in the last seconds: fields ``s<node>`` (a sample), ``w<node>`` (who holds its GPUs), and of other kinds
+#: ``<kind><number>`` (a sample of something else that is measured, as ``e`` and ``r`` of servers on nodes).
 FLEET = "telemetry:fleet"
-#: What was said last, by number.
+#: What was said last, by number and by name.
 HOLDERS, OTHERS = "telemetry:holders", "telemetry:others"
 #: A stream that nobody writes to any more is gone after so many seconds.
 FORGOTTEN = 2 * 3600
@@ -23,7 +23,7 @@ _FLEET_ENTRIES = 120
 
 
 class Entry(NamedTuple):
-    """What was said: a node's sample (kind "s"), who holds its GPUs ("w"), another sample ("e"); as JSON."""
+    """What was said: a node's sample (kind "s"), who holds its GPUs ("w"), another sample (another letter); as JSON."""
 
     number: int
     kind: str
@@ -34,8 +34,8 @@ def node_key(node_id: int) -> str:
     return f"metrics:{node_id}"
 
 
-def other_key(number: int) -> str:
-    return f"measured:{number}"
+def other_key(kind: str, number: int) -> str:
+    return f"measured:{kind}{number}"
 
 
 def add(entries: Iterable[Entry]) -> None:
@@ -45,10 +45,12 @@ def add(entries: Iterable[Entry]) -> None:
     for number, kind, text in entries:
         newest[f"{kind}{number}"] = text
         if kind != "w":
-            key = node_key(number) if kind == "s" else other_key(number)
+            key = node_key(number) if kind == "s" else other_key(kind, number)
             pipe.xadd(key, {"s": text}, maxlen=settings.METRICS_STREAM_SAMPLES, approximate=True)
-        if kind != "s":
-            pipe.hset(HOLDERS if kind == "w" else OTHERS, str(number), text)
+        if kind == "w":
+            pipe.hset(HOLDERS, str(number), text)
+        elif kind != "s":
+            pipe.hset(OTHERS, f"{kind}{number}", text)
     if newest:
         pipe.xadd(FLEET, cast(Any, newest), maxlen=_FLEET_ENTRIES, approximate=True)
         pipe.execute()
@@ -72,17 +74,17 @@ def newest_of_nodes(node_ids: Sequence[int]) -> dict[int, Sample]:
 
 def holders() -> dict[int, list[list[Any]]]:
     """Who holds the GPUs of each node, as it last said."""
-    return cast(dict[int, list[list[Any]]], _last_said(HOLDERS))
+    return {int(node): rows for node, rows in _last_said(HOLDERS).items()}
 
 
-def others() -> dict[int, Sample]:
-    """The newest sample of everything that is measured besides nodes."""
-    return cast(dict[int, Sample], _last_said(OTHERS))
+def others() -> dict[str, Sample]:
+    """The newest sample of everything that is measured besides nodes, by name ("e5")."""
+    return _last_said(OTHERS)
 
 
-def _last_said(name: str) -> dict[int, Any]:
-    said = cast(dict[bytes, bytes], streams.client().hgetall(name))
-    return {int(number): json.loads(text) for number, text in said.items()}
+def _last_said(key: str) -> dict[str, Any]:
+    said = cast(dict[bytes, bytes], streams.client().hgetall(key))
+    return {name.decode(): json.loads(text) for name, text in said.items()}
 
 
 def between(key: str, since: float, until: float = 0.0) -> list[Sample]:
@@ -102,8 +104,8 @@ def keep(keys: Iterable[str]) -> None:
 
 def forget(number: int, kind: str = "s") -> None:
     """Nothing is measured there any more."""
-    streams.client().delete(node_key(number) if kind == "s" else other_key(number))
-    streams.client().hdel(HOLDERS if kind == "s" else OTHERS, str(number))
+    streams.client().delete(node_key(number) if kind == "s" else other_key(kind, number))
+    streams.client().hdel(*((HOLDERS, str(number)) if kind == "s" else (OTHERS, f"{kind}{number}")))
 
 
 async def follow(connection: redis.asyncio.Redis) -> AsyncGenerator[dict[str, str]]:

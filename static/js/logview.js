@@ -1,98 +1,145 @@
-// Draws lines of a log: colours as classes, one batch a frame, a bounded number of lines, filter, wrap and follow.
+// The log view: which logs, all in one box by time or a box each, and what is shown of them.
 
-import { AnsiUp } from "../vendor/ansi_up-6.0.6/ansi_up.js";
+import { Follower } from "./follower.js";
+import { Pane } from "./pane.js";
 
-const MOST = 20000;
-const LEVELS = [["is-error", /\b(ERROR|CRITICAL|FATAL|Traceback|\w+Error:)/], ["is-warn", /\b(WARNING|WARN)\b/]];
+const AT_ONCE = 12; // logs that are followed together
 
-/** ansi_up with classes only: the page's policy allows no style attributes. Links are shown as text. */
-class Painter extends AnsiUp {
-  transform_to_html(part) {
-    const names = ["bold", "faint", "italic", "underline"].filter((name) => part[name]).map((name) => `a-${name}`);
-    for (const [place, colour] of [["fg", part.fg], ["bg", part.bg]]) {
-      if (colour && colour.class_name !== "truecolor") names.push(`${colour.class_name}-${place}`);
-    }
-    const text = this.escape_txt_for_html(part.text);
-    return names.length ? `<span class="${names.join(" ")}">${text}</span>` : text;
-  }
-  process_hyperlink(part) {
-    return this.escape_txt_for_html(part.text);
-  }
-  line(text) {
-    return this.ansi_to_html(`${text}\x1b[0m`); // a colour ends with its line
-  }
+/** What a source is called beside others: as short as tells them apart, and a number for its colour. */
+function namer(sources) {
+  const what = ({ title }) => title.split(" · ")[0];
+  const ways = [({ node }) => node, what, (source) => `${source.node} ${what(source)}`, ({ title }) => title];
+  const short = ways.find((way) => new Set(sources.map(way)).size === sources.length) ?? ways.at(-1);
+  const names = new Map(sources.map((source, at) => [source.job, { text: short(source), number: (at % 6) + 1 }]));
+  return (job) => names.get(job);
 }
 
 export class LogView {
   constructor(root) {
     const part = (name) => root.querySelector(`[data-${name}]`);
-    Object.assign(this, { box: part("box"), list: part("list"), status: part("status"), download: part("download") });
-    Object.assign(this, { painter: new Painter(), fresh: [], last: null, following: true, wanted: "" });
-    this.button = part("follow");
-    this.button.onclick = () => this.follow(!this.following);
-    part("wrap").onclick = ({ currentTarget }) => {
-      const on = currentTarget.getAttribute("aria-pressed") !== "true";
-      currentTarget.setAttribute("aria-pressed", on);
-      this.box.classList.toggle("is-unwrapped", !on);
-    };
-    part("filter").oninput = ({ target }) => this.filter(target.value);
-    this.box.addEventListener("wheel", ({ deltaY }) => deltaY < 0 && this.follow(false), { passive: true });
-    this.box.addEventListener("scroll", () => this.atEnd() && this.follow(true), { passive: true });
-    this.box.addEventListener("keydown", ({ key }) => ["ArrowUp", "PageUp", "Home"].includes(key) && this.follow(false));
-    this.box.addEventListener("touchmove", () => this.follow(this.atEnd()), { passive: true });
+    Object.assign(this, { root, part, text: root.dataset, panes: [], followers: [], sources: [] });
+    this.template = part("pane-template");
+    part("follow").onclick = () => this.panes.forEach((pane) => pane.follow(part("follow").getAttribute("aria-pressed") !== "true"));
+    part("wrap").onclick = ({ currentTarget }) => this.wrap(currentTarget);
+    part("filter").oninput = ({ target }) => this.panes.forEach((pane) => pane.filter(target.value));
+    part("level").onchange = () => this.levels();
+    part("error").onclick = () => this.panes.some((pane) => pane.firstError());
+    part("earlier").onclick = () => this.earlier();
+    root.addEventListener("click", (event) => event.target.closest("a.at") && this.link(event));
   }
 
-  atEnd() {
-    return this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 8;
+  /** Show these sources ({job, node, title}), "together" in one box or each in a pane; `mark`: a linked line. */
+  show(sources, mode, mark = null) {
+    this.stop();
+    this.sources = sources.slice(0, AT_ONCE);
+    const together = mode !== "panes" || this.sources.length < 2;
+    const groups = together ? [this.sources] : this.sources.map((source) => [source]);
+    this.part("panes").classList.toggle("panes", groups.length > 1);
+    for (const group of groups) this.open(group, groups.length > 1, mark);
+    this.followed(true);
+    this.part("earlier").hidden = true;
+    this.part("error").hidden = true;
+    this.levels();
+    this.say(this.text.waiting);
   }
 
-  follow(on) {
-    this.following = on;
-    this.button.setAttribute("aria-pressed", on);
-    if (on) this.box.scrollTop = this.box.scrollHeight;
+  open(group, titled, mark) {
+    const made = this.template.content.cloneNode(true).firstElementChild;
+    made.querySelector("h3").textContent = group[0].title;
+    made.querySelector("h3").hidden = !titled;
+    this.part("panes").append(made);
+    const name = group.length > 1 ? namer(group) : null;
+    const linked = mark && group.some(({ job }) => job === mark.job) ? `log-${mark.job}-${mark.offset}` : "";
+    const pane = new Pane(made.querySelector("[data-box]"), { name, mark: linked, onErrors: () => this.countErrors() });
+    pane.onFollow = (on) => this.followed(on);
+    pane.wanted = this.part("filter").value.toLowerCase();
+    this.panes.push(pane);
+    for (const source of group) this.followers.push(this.follow(source, pane, mark?.job === source.job ? mark.offset : null));
   }
 
-  clear(address) {
-    Object.assign(this, { fresh: [], last: null, unfinished: "" });
-    this.list.replaceChildren();
-    this.download.href = address;
-    this.follow(true);
+  follow({ job, asAsked }, pane, from) {
+    const follower = new Follower(job, {
+      lines: (lines, unfinished) => {
+        pane.add(job, lines, unfinished);
+        this.say("");
+        this.part("earlier").hidden = this.followers.length !== 1 || !this.followers[0]?.first;
+      },
+      skipped: ([start, end]) => pane.add(job, [this.gap(start, end)]),
+      ended: (ended) => this.concluded(ended, asAsked),
+      lost: () => this.say(this.text.lost),
+      missing: () => this.say(this.text.missing),
+    }, from);
+    return follower;
+  }
+
+  gap(start, end) {
+    return { offset: start, time: 0, text: this.text.skipped.replace("{mib}", ((end - start) / 2 ** 20).toFixed(1)) };
+  }
+
+  stop() {
+    for (const part of [...this.followers, ...this.panes]) part.stop();
+    Object.assign(this, { followers: [], panes: [] });
+    this.part("panes").replaceChildren();
   }
 
   say(text) {
-    this.status.textContent = text;
+    this.part("status").textContent = text;
   }
 
-  add(lines, unfinished) {
-    this.unfinished = unfinished;
-    for (const line of lines) this.fresh.push(line);
-    if (this.fresh.length > MOST) this.fresh.splice(0, this.fresh.length - MOST);
-    this.frame ||= requestAnimationFrame(() => this.draw());
+  followed(on) {
+    this.part("follow").setAttribute("aria-pressed", on);
   }
 
-  draw() {
-    this.frame = 0;
-    this.last?.remove();
-    const added = document.createDocumentFragment();
-    for (const line of this.fresh.splice(0)) added.append(this.row(line));
-    this.last = this.unfinished ? this.row(this.unfinished) : null;
-    if (this.last) added.append(this.last);
-    this.list.append(added);
-    for (let extra = this.list.childElementCount - MOST; extra > 0; extra -= 1) this.list.firstElementChild.remove();
-    if (this.following) this.box.scrollTop = this.box.scrollHeight;
+  wrap(button) {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", on);
+    this.part("panes").classList.toggle("is-unwrapped", !on);
   }
 
-  row(text) {
-    const row = document.createElement("li");
-    row.innerHTML = this.painter.line(text); // escaped by ansi_up
-    row.className = LEVELS.find(([, pattern]) => pattern.test(row.textContent))?.[0] ?? "";
-    row.hidden = !row.textContent.toLowerCase().includes(this.wanted);
-    return row;
+  levels() {
+    this.part("panes").dataset.only = this.part("level").value;
+    this.panes.forEach((pane) => pane.following && pane.follow(true));
   }
 
-  filter(text) {
-    this.wanted = text.toLowerCase();
-    for (const row of this.list.children) row.hidden = !row.textContent.toLowerCase().includes(this.wanted);
-    if (this.following) this.follow(true);
+  countErrors() {
+    const count = this.panes.reduce((sum, pane) => sum + pane.errors, 0);
+    const button = this.part("error");
+    button.hidden = count === 0;
+    button.querySelector("[data-count]").textContent = count;
+  }
+
+  async earlier() {
+    const [button, follower] = [this.part("earlier"), this.followers[0]];
+    button.disabled = true;
+    try {
+      const lines = await follower.earlier();
+      this.panes[0].prepend(follower.job, lines);
+      button.hidden = !follower.first;
+    } catch {
+      this.say(this.text.unread);
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  /** The link of a line is in the address from now on, and in the clipboard where there is one. */
+  link(event) {
+    event.preventDefault();
+    const link = event.target.closest("a.at");
+    history.replaceState(null, "", link.getAttribute("href"));
+    navigator.clipboard?.writeText(location.href).then(() => this.say(this.text.copied));
+    this.panes.find((pane) => pane.box.contains(link)).reveal(link.parentElement);
+  }
+
+  /** What is said once every log that is shown has ended. */
+  concluded({ state, status }, asAsked) {
+    if (this.followers.some(({ ended }) => !ended)) return;
+    const ended = state === "lost" ? this.text.gone : this.text.ended.replace("{status}", status);
+    this.say(asAsked() ? this.text.asAsked : ended);
+  }
+
+  conclude(asAsked) {
+    const [follower] = this.followers;
+    if (follower?.ended) this.concluded(follower.ended, asAsked);
   }
 }

@@ -11,7 +11,7 @@ let due = 0;
 
 function receive(message) {
   const changed = new Set();
-  for (const kind of ["s", "w", "e"]) {
+  for (const kind of ["s", "w", "e", "r"]) {
     for (const [number, value] of Object.entries(message[kind])) {
       newest.set(kind + number, value);
       changed.add(kind + number);
@@ -49,7 +49,7 @@ export async function past(source, span) {
 }
 
 /** The name in `newest` of a source's newest sample. */
-export const nameOf = (source) => source.replace("node:", "s").replace("deployment:", "e");
+export const nameOf = (source) => source.replace("node:", "s").replace("deployment:", "e").replace("replica:", "r");
 
 const GIB = 2 ** 30;
 const [USED, TOTAL, LOAD, TEMPERATURE, POWER] = [1, 2, 3, 4, 5];

@@ -1,88 +1,88 @@
-// The log viewer. Draws a job's log and follows it; after a lost connection it resumes at the byte it has drawn, so that
-// no line is missing or doubled.
+// Chooses what the log view shows: a log of the list, all of them, or the line that the page's address names.
 
-import { connect } from "./socket.js";
-import { Lines } from "./lines.js";
 import { LogView } from "./logview.js";
+
+const NAMES = ["node", "mode"]; // what is asked besides, where there are several logs
+const LINK = /^#log-([0-9a-f-]{36})-(\d{1,15})$/;
 
 class Tail {
   constructor(root) {
     this.root = root;
-    this.text = root.dataset;
-    this.select = () => root.querySelector("[data-source]");
+    this.part = (name) => root.querySelector(`select[data-${name}], a[data-${name}]`);
     this.view = new LogView(root);
     root.addEventListener("change", (event) => {
       if (event.target.matches("[data-source]")) this.choose(event.target.value);
+      if (event.target.matches("select[data-node], [data-mode]")) this.show(true);
     });
     // The list of sources is fetched again with the page: keep what the reader chose, else go with the newest.
     document.addEventListener("htmx:oobAfterSwap", () => this.settle());
-    this.settle();
+    addEventListener("hashchange", () => this.linked());
+    this.linked() || this.settle();
   }
 
-  choose(job) {
-    this.chosen = job;
-    this.select().value = job;
-    this.show(job);
+  options() {
+    return [...this.part("source").options].filter((option) => option.dataset.node !== undefined);
+  }
+
+  choose(value) {
+    this.chosen = value;
+    this.part("source").value = value;
+    this.show(true);
+  }
+
+  linked() {
+    const [, job, offset] = LINK.exec(location.hash) ?? [];
+    if (!job || !this.options().some((option) => option.value === job)) return false;
+    this.chosen = this.part("source").value = job;
+    this.show(true, { job, offset: Number(offset) });
+    return true;
   }
 
   settle() {
-    const select = this.select();
+    const select = this.part("source");
     if (!select) return;
     const offered = [...select.options].map((option) => option.value);
     if (offered.includes(this.chosen)) select.value = this.chosen;
-    if (select.value) this.show(select.value);
-    this.conclude(); // that it was asked to end may only now be known
+    for (const name of NAMES) if (this.kept?.[name] && this.part(name)) this.part(name).value = this.kept[name];
+    this.show(false);
+    this.view.conclude(() => this.asAsked(this.shown)); // that it was asked to end may only now be known
   }
 
-  show(job) {
-    if (job === this.job) return;
-    this.socket?.stop();
-    this.job = job;
-    this.lines = new Lines();
-    this.ended = null;
-    this.heard = false; // a first request is answered with the end of a long log
-    this.view.clear(`/jobs/${job}/log`);
-    this.view.say(this.text.waiting);
-    this.socket = connect(() => `/ws/log/${job}${this.heard ? `?after=${this.lines.offset}` : ""}`, {
-      message: (event) => this.receive(event.data),
-      lost: () => this.view.say(this.text.lost),
-      refused: () => this.view.say(this.text.missing),
+  asAsked(job) {
+    return this.options().find((option) => option.value === job)?.dataset.asAsked !== undefined;
+  }
+
+  /** The chosen log; for "all" the newest of each kind and node, of the chosen node where one is. */
+  wanted() {
+    const value = this.part("source").value;
+    const node = this.part("node")?.value;
+    const kinds = new Set();
+    return this.options().filter((option) => {
+      if (value !== "all") return option.value === value;
+      const kind = `${option.dataset.kind} ${option.dataset.node}`;
+      const first = !kinds.has(kind);
+      kinds.add(kind);
+      return first && (!node || option.dataset.node === node);
     });
   }
 
-  receive(data) {
-    this.heard = true;
-    if (typeof data === "string") {
-      this.told(JSON.parse(data));
-      return;
-    }
-    const lines = this.lines.take(data);
-    if (lines === null) {
-      this.socket.again(); // a piece is missing or doubled: ask again from the byte that is drawn
-    } else {
-      this.view.add(lines, this.lines.unfinished);
-      this.view.say("");
-    }
-  }
-
-  told(news) {
-    if (news.skipped) {
-      this.lines.skip(news.skipped[1]);
-      this.view.add([this.text.skipped], "");
-    }
-    if (news.ended) {
-      this.socket.stop();
-      this.ended = news.ended;
-      this.conclude();
-    }
-  }
-
-  conclude() {
-    if (!this.ended) return;
-    const { state, status } = this.ended;
-    const asked = this.select().selectedOptions[0]?.dataset.asAsked !== undefined;
-    const ended = state === "lost" ? this.text.gone : this.text.ended.replace("{status}", status);
-    this.view.say(asked ? this.text.asAsked : ended);
+  show(again, mark = null) {
+    const sources = this.wanted().map((option) => ({
+      job: option.value,
+      node: option.dataset.node,
+      title: option.textContent,
+      asAsked: () => this.asAsked(option.value),
+    }));
+    const all = this.part("source").value === "all";
+    const parts = NAMES.filter((name) => this.part(name));
+    for (const name of parts) this.part(name).hidden = !all;
+    this.kept = Object.fromEntries(parts.map((name) => [name, this.part(name).value]));
+    const shown = sources.map(({ job }) => job).join();
+    if (!sources.length || (shown === this.shown && !again)) return;
+    this.shown = shown;
+    this.part("download").hidden = sources.length > 1;
+    this.part("download").href = `/jobs/${sources[0].job}/log`;
+    this.view.show(sources, this.part("mode")?.value ?? "together", mark);
   }
 }
 

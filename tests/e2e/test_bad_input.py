@@ -70,6 +70,7 @@ def register(page: Page, server: Sshd, name: str) -> None:
 def remove(page: Page, name: str) -> None:
     page.goto(f"/nodes/{name}/")
     page.get_by_role("button", name="Remove").first.click()
+    page.get_by_role("dialog").get_by_label("Only forget it").check()
     page.get_by_role("dialog").get_by_role("button", name="Remove").click()
     page.wait_for_url("**/nodes/")
 

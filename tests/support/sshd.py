@@ -117,6 +117,7 @@ PasswordAuthentication yes
 UsePAM no
 MaxStartups 200
 MaxSessions 100
+Subsystem sftp internal-sftp
 """
     )
     return Sshd(folder, port, key, _run(folder, port, address), address)

@@ -73,7 +73,8 @@ behaviour = pathlib.Path({behaviour!r}).read_text().split()
 config = {{}}
 for line in pathlib.Path(sys.argv[3]).read_text().splitlines():
     name, separator, value = line.partition(": ")
-    config[name if separator else "name"] = value or line.removeprefix("- ")
+    if separator or line.startswith("- "):
+        config[name if separator else "name"] = value or line.removeprefix("- ")
 if behaviour[0] == "fail":
     print(pathlib.Path(behaviour[1]).read_text(), flush=True)
     sys.exit(1)

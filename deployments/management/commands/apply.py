@@ -11,9 +11,9 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from deployments import revisions, rollout
-from deployments.planning import AT_REST
 from deployments.revisions import Applied
 from deployments.spec import LARGEST_FILE, from_yaml
+from deployments.states import AT_REST
 
 #: Exit status for a file that cannot be read or says what cannot be.
 _BAD_INPUT = 2

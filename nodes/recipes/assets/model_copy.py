@@ -25,8 +25,9 @@ class Copy:
         self.sums = Sums(directory)
 
     def run(self):
-        left = [(name, size, digest) for name, size, digest in self.files if not self._same(name, size, digest)]
-        self.sums.save()
+        reading = Progress("Comparing", sum(size for _name, size, _digest in self.files))
+        left = [file for file in self.files if not self._same(*file, reading)]
+        reading.over()
         there = sum(self._stands(name) for name, _size, _digest in left)
         total = sum(size for _name, size, _digest in left)
         ensure_room(self.directory, total - there)
@@ -44,15 +45,16 @@ class Copy:
         part = self._part(name)
         return part.stat().st_size if part.exists() else 0
 
-    def _same(self, name, size, digest):
+    def _same(self, name, size, digest, reading):
         """Whether the file is here already. One of the same size is read, where it never was."""
         path = self.directory / name
         if not path.is_file() or path.stat().st_size != size:
             return False
         known = self.sums.of(name, path.stat())
         if not known:
-            known = digest_of(path)
+            known = digest_of(path, reading.add)
             self.sums.note(name, known)
+            self.sums.save()
         return known == digest
 
     def _bring(self, name, size, digest):

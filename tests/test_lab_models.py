@@ -1,0 +1,126 @@
+"""A model from a hub reaches every node of a cluster: downloaded by one, copied to the others, and again after changes.
+
+Hosts of the lab with real sshd, a stand-in hub on this machine; no engine: only the steps that bring the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab, until
+from tests.lab.deck import LabDeck
+from tests.support.stand_in_hub import StandInHub, serving
+
+pytestmark = [pytest.mark.lab, pytest.mark.sshd, pytest.mark.valkey]
+
+_CLUSTER = """
+from nodes.models import Cluster, Node
+members = list(Node.objects.filter(name__in=names).order_by("name"))
+cluster = Cluster.objects.create(name="models", head=members[0])
+Node.objects.filter(name__in=names).update(cluster=cluster)
+from deployments import rollout
+answer = rollout.create("tiny", model, cluster, None, {}, None).pk
+"""
+_BRING = """
+from deployments import model_steps, rollout
+from deployments.models import Deployment
+from nodes import runs
+from nodes.clusters_address import members
+deployment = Deployment.objects.select_related("cluster__head").get(pk=pk)
+nodes = members(deployment.cluster)
+stages = [[("facts", node) for node in nodes], *model_steps.stages(deployment, nodes)]
+answer = runs.start("rollout", deployment.subject, stages, None).pk
+"""
+_LOG = "from nodes import logs; from nodes.models import Job; answer = logs.tail(Job.objects.get(pk=pk))"
+_MODEL = "from deployments.models import Deployment; Deployment.objects.filter(pk=pk).update(model=model); answer = 0"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(3) as lab:
+        if not lab.real:
+            pytest.skip("hosts with homes of their own need root")
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def hub(lab: Lab) -> Iterator[tuple[StandInHub, str]]:
+    found = StandInHub()
+    found.files["model-00001-of-00002.safetensors"] = os.urandom(24 << 20)
+    assert lab.record is not None
+    with serving(found, f"{lab.record.network}.1") as address:
+        yield found, address
+
+
+@pytest.fixture(scope="module")
+def deck(tmp_path_factory: pytest.TempPathFactory, lab: Lab, hub: tuple[StandInHub, str]) -> Iterator[LabDeck]:
+    deck = LabDeck(tmp_path_factory.mktemp("deck"), HF_ENDPOINT=hub[1])
+    try:
+        deck.wait_for_address()
+        deck.register(*lab.hosts)
+        yield deck
+    finally:
+        deck.stop()
+
+
+@pytest.fixture(scope="module")
+def deployment(deck: LabDeck) -> int:
+    return int(deck.do(_CLUSTER, names=["te1", "te2", "te3"], model="hf:lab/tiny"))
+
+
+def brought(deck: LabDeck, deployment: int) -> dict[tuple[str, str], str]:
+    """Bring the model to the nodes: (step, node) → its state. AssertionError where it fails."""
+    run = deck.finished(int(deck.do(_BRING, pk=deployment)), 90)
+    assert run["state"] == "done", run
+    return {(step["kind"], step["node"]): step["state"] for step in run["steps"]}
+
+
+def sums(lab: Lab, place: str) -> set[str]:
+    """What each host has there."""
+    return {host.run(f"cd {place} && sha256sum $(find . -type f | sort)") for host in lab.hosts}
+
+
+def test_a_model_is_downloaded_once_copied_and_kept_the_same(
+    lab: Lab, hub: tuple[StandInHub, str], deck: LabDeck, deployment: int
+) -> None:
+    place = "$HOME/.quarterdeck/models/hf--lab--tiny"
+    first = brought(deck, deployment)
+    assert first["model", "te1"] == first["model-copy", "te2"] == first["model-copy", "te3"] == "done"
+    assert len(sums(lab, place)) == 1
+    downloads = sum("/resolve/" in path and "config.json" not in path for path, _range, _token in hub[0].asked)
+    assert downloads == 3  # tokenizer and weights, by one node
+    again = brought(deck, deployment)
+    assert {state for (kind, _node), state in again.items() if kind != "facts"} == {"skipped"}
+    lab["te3"].run(f"echo broken > {place}/model-00002-of-00002.safetensors")
+    mended = brought(deck, deployment)
+    assert (mended["model-copy", "te2"], mended["model-copy", "te3"]) == ("skipped", "done")
+    assert len(sums(lab, place)) == 1
+
+
+def test_a_directory_that_one_node_has_is_copied_to_the_others_and_goes_on_where_it_was_cut(
+    lab: Lab, deck: LabDeck, deployment: int
+) -> None:
+    deck.do(_MODEL, pk=deployment, model="/srv/it's a model")
+    place = "\"/srv/it's a model\""
+    lab["te1"].run(f"mkdir -p {place} && cd {place} && echo '{{}}' > config.json &&"
+                   " head -c 300M /dev/urandom > w.safetensors")
+    run = int(deck.do(_BRING, pk=deployment))
+    part = f"{place}/w.safetensors.part"
+    until(lambda: int(lab["te2"].run(f"stat -c %s {part} 2>/dev/null || echo 0")) > 1 << 20, 60, "te2 is copying")
+    lab["te1"].run("pkill -KILL -f '^sshd: [a-z]+@notty' || true")
+    done = deck.finished(run, 90)
+    assert done["state"] == "done", done
+    assert len(sums(lab, place)) == 1
+    job = next(step["job"] for step in done["steps"] if (step["kind"], step["node"]) == ("model-copy", "te2"))
+    assert "going on from" in deck.do(_LOG, pk=job)
+
+
+def test_a_disk_that_is_too_small_is_one_clear_sentence(lab: Lab, deck: LabDeck, deployment: int) -> None:
+    deck.do(_MODEL, pk=deployment, model="/srv/large")
+    lab["te1"].run("mkdir -p /srv/large && cd /srv/large && echo '{}' > config.json && truncate -s 20G w.safetensors")
+    run = deck.finished(int(deck.do(_BRING, pk=deployment)), 90)
+    assert run["state"] == "failed"
+    assert "GiB free and the model needs 20.0 GiB more" in run["reason"]
