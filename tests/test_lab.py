@@ -54,6 +54,15 @@ def test_each_host_has_a_name_an_address_files_and_processes_of_its_own(pair: La
     assert not first.path(str(ROOT)).exists(), "it sees this machine's own directories"
 
 
+def test_what_hosts_share_none_of_them_can_change(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("this machine's")
+    with Lab(1, share={"/data/shared": tmp_path}) as lab:
+        host = lab.hosts[0]
+        assert said(host, "cat /data/shared/note") == "this machine's"
+        assert said(host, "rm -f /data/shared/note 2>/dev/null || echo refused") == "refused\n"
+    assert (tmp_path / "note").read_text() == "this machine's"
+
+
 def test_hosts_reach_each_other(pair: Lab) -> None:
     port = f"exec 3<>/dev/tcp/{pair.hosts[1].address}/22; head -c 7 <&3"
     assert pair.hosts[0].run("bash", "-c", port) == "SSH-2.0"

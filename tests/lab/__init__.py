@@ -30,7 +30,7 @@ def pip_settings() -> dict[str, str]:
 class Lab:
     """``with Lab(4) as lab: lab.hosts[0].run("hostname")``. All hosts answer on their SSH port once it is made.
 
-    ``share`` names directories of this machine that every host sees at the same path, or at the one given, writable: an
+    ``share`` names directories of this machine that every host can read at the same path, or at the one given: an
     environment that is too big to have four times. ``disk`` and ``shm`` are the sizes of each host's own. ``settings``
     are variables of all that SSH runs there, pip's of this machine unless given; ``{gateway}`` in them becomes this
     machine's address.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from pathlib import Path
@@ -29,7 +30,15 @@ def install(root: Path) -> None:
 def shared(root: Path) -> dict[str, Path]:
     """What a lab's hosts share of it: as their own, and by the path that its programs know themselves by."""
     own = {f"/root/.quarterdeck/{name}": root / name for name in ("env", "models")}
-    return {**own, str(root / "env"): root / "env"}
+    return {**own, str(root / "env"): root / "env", **_interpreter(root)}
+
+
+def _interpreter(root: Path) -> dict[str, Path]:
+    """The Python that the environment was made with, where a host does not have it anyway."""
+    home = re.search(r"^home = (.+)$", (root / "env/pyvenv.cfg").read_text(), re.MULTILINE)
+    assert home
+    prefix = Path(home[1]).parent
+    return {} if prefix == Path("/usr") else {str(prefix): prefix}
 
 
 def _facts(root: Path) -> Facts:

@@ -62,6 +62,7 @@ def build_root(folder: Path, spec: dict[str, Any]) -> Path:
     for at, shared in spec["share"].items():
         (root / at.lstrip("/")).mkdir(parents=True, exist_ok=True)
         bind(shared, root / at.lstrip("/"))
+        run("mount", "-o", "remount,bind,ro", str(root / at.lstrip("/")))  # it is not the host's to change
     return root
 
 
