@@ -80,8 +80,11 @@ class ClusterOut(Schema):
     """Nodes that run one Ray cluster."""
 
     name: str
+    state: str
+    reason: str
     head: str
     nodes: list[str]
+    network: str = Field(description="the subnet or interface its nodes meet in; empty: as they are reached")
 
 
 class RunOut(Schema):
@@ -147,7 +150,8 @@ def _step(step: Step) -> StepOut:
 
 
 def _cluster(cluster: Cluster) -> ClusterOut:
-    return ClusterOut(name=cluster.name, head=cluster.head.name, nodes=[node.name for node in cluster.nodes.all()])
+    told = {field: getattr(cluster, field) for field in ("name", "state", "reason", "network")}
+    return ClusterOut(head=cluster.head.name, nodes=[node.name for node in cluster.nodes.all()], **told)
 
 
 def _named(name: str) -> Node:
