@@ -123,6 +123,9 @@ def look_after(sender: object, **_kwargs: Any) -> None:
     """Start what is due, and follow what changed. Once a second; touches no node."""
     for job in Job.objects.filter(serves__state__in=SERVES).exclude(state__in=JOB_ACTIVE):
         tasks.send(tasks.job_over, str(job.pk))  # its end was noted, and the message lost
+    for replica in Replica.objects.filter(state=ReplicaState.ROLLING_OUT).select_related("deployment"):
+        if not _busy(replica.deployment):  # the run that brought it up was given up
+            ended(replica, replica.reason)
     for deployment in Deployment.objects.filter(replicas__state__in=COMING_BACK).distinct():
         assess(deployment)
         for replica in due(deployment)[:1]:

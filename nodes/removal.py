@@ -49,7 +49,8 @@ def _check_unused(node: Node) -> None:
     if node.replicas.exists() or node.heads.filter(deployments__isnull=False).exists():
         raise Problem(
             _("%(node)s still has deployments.") % {"node": node.name}, _("Stop and delete them first."))
-    if node.ray is not None and node.ray.state in JOB_ACTIVE:
+    away = node.state == NodeState.UNREACHABLE  # what runs there, if it does, cannot be stopped from here
+    if node.ray is not None and node.ray.state in JOB_ACTIVE and not away:
         raise Problem(
             _("Ray runs on %(node)s.") % {"node": node.name}, _("Stop its cluster first, or let it leave that."))
     behind = list(node.reached_through.values_list("name", flat=True))

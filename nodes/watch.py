@@ -264,6 +264,7 @@ class Watch:
             watcher.stop()
         self.clusters.stop()
         self.filing.stop()
+        self.filing.join(5)
 
     def stop(self) -> None:
         self.stopping.set()

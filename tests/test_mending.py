@@ -290,6 +290,21 @@ def test_a_recovery_that_was_given_up_is_made_again(deployment: Deployment, cloc
     assert unfinished() is not None
 
 
+def test_a_start_whose_run_was_given_up_is_made_again(deployment: Deployment, clock: Clock) -> None:
+    dies(deployment)
+    clock.on(seconds=10)
+    tick()
+    run = unfinished()
+    assert run is not None
+    replica(deployment).move("rolling_out")
+    tick()
+    assert replica(deployment).state == "rolling_out"
+    cancel(run, "replaced on request")
+    tick()
+    now = replica(deployment)
+    assert (now.state, now.restart_at) == ("waiting", clock.now + mending.delay(2))
+
+
 # --- the canary ---
 
 

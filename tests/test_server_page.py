@@ -74,6 +74,11 @@ def test_it_is_said_before_whether_a_replacement_makes_a_gap(operator: Client, d
     assert "There is no gap: new servers start beside" in page(operator, deployment)
 
 
+def test_a_replacement_that_cannot_be_says_why(operator: Client, deployment: Deployment) -> None:
+    Deployment.objects.update(copies=3, plan={})
+    assert "qwen wants 3 GPUs, and te1 has 2." in page(operator, deployment)
+
+
 def test_a_newer_revision_than_the_servers_have_is_offered(operator: Client, deployment: Deployment) -> None:
     Deployment.objects.update(revision=4)
     assert "The new ones run revision 4." in page(operator, deployment)
@@ -109,3 +114,14 @@ def test_restart_replaces_one_copy_after_the_other(operator: Client, deployment:
     one = ["drain", "stop-server", "model", "room", "own-gpus", "serve", "verify", "switch"]
     assert kinds == one * 2
     assert run.options["way"] == "one by one"
+
+
+@pytest.mark.valkey
+def test_the_second_of_two_people_who_restart_is_told_so(operator: Client, deployment: Deployment) -> None:
+    address = reverse("deployment-restart", args=["qwen"])
+    operator.post(address)
+    second = operator.post(address)
+    assert second.status_code == 409
+    assert "Something else is already being done here." in second.content.decode()
+    assert Run.objects.count() == 1
+    assert deployment.replicas.count() == 4
