@@ -13,6 +13,7 @@ from uuid import UUID
 from django.apps import apps
 from django.db.models import QuerySet
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.lifecycle import Lifecycle
@@ -130,11 +131,15 @@ def _served(step: Step) -> tuple[str, str, int]:
     return step.about or step.run.about, step.kind, step.node_id
 
 
+#: Stories that end services.
+_STOPS = ("stop", "dissolve", "leave", "mend")
+
+
 def _stopped(services: Sequence[Job]) -> set[UUID]:
     """Those that ended while a run that stops services went on at their node."""
     if not services:
         return set()
-    runs_there = Run.objects.filter(story="stop", steps__node__in={job.node_id for job in services})
+    runs_there = Run.objects.filter(story__in=_STOPS, steps__node__in={job.node_id for job in services})
     times = list(runs_there.values_list("steps__node", "created_at", "finished_at").distinct())
     return {
         job.pk
@@ -196,6 +201,9 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
     """Label and value of everything known about a node, in reading order; what is not known is left out."""
     facts = node.facts
     rows: list[tuple[Text, str]] = [
+        (_("Reached through"), str(node.jump or node.bastion or "")),
+        (_("Labels"), ", ".join(node.labels)),
+        (_("Root"), _root(node) if node.facts_at else ""),
         (_("Operating system"), ", ".join(filter(None, [facts.os, facts.kernel]))),
         (_("CPU"), _cpu(facts)),
         (_("Memory"), _of(facts.memory_available, facts.memory_total)),
@@ -216,6 +224,15 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Directory"), node.root_dir if facts.home or node.root else ""),
     ]
     return [(label, value) for label, value in rows if value]
+
+
+def _root(node: Node) -> str:
+    """How root is had there, and where it is not, what is left out for it."""
+    if node.facts.uid == 0:
+        return gettext("the user is root")
+    if node.sudo == Node.Sudo.NONE:
+        return gettext("none: base packages, the host's name and /etc/hosts are left out")
+    return str(node.get_sudo_display())
 
 
 def _cpu(facts: Facts) -> str:

@@ -240,6 +240,12 @@ def test_the_first_complete_node_is_the_others_lock() -> None:
 
 
 @pytest.mark.django_db
+def test_environments_are_compared_with_the_first_complete_one() -> None:
+    found = locks.compare(nodes(FACTS, complete("abc123abc123"), complete("000000000000"), complete("abc123abc123")))
+    assert [one.same for one in found] == [None, True, False, True]
+
+
+@pytest.mark.django_db
 def test_while_none_is_complete_a_python_is_chosen_that_all_have() -> None:
     first, second = nodes(with_pythons("3.12.9", "3.12.3", "3.11.7"), with_pythons("3.12.3", "3.11.7"))
     assert [locks.lock_for(node) for node in (first, second)] == [Lock("3.12.3", (), "", "te1")] * 2

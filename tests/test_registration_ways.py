@@ -6,15 +6,16 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from nodes import access, batches, hosts, registration, tasks
+from nodes import access, batches, hosts, preparation, registration, runs, tasks, tunnel
 from nodes.candidates import Candidate, SignIn
 from nodes.hostlist import parse
 from nodes.models import Bastion, Node
@@ -22,6 +23,8 @@ from nodes.registration import Login, Way
 from nodes.remote import ssh
 from nodes.remote.command import script
 from nodes.remote.errors import HostKeyChanged, SignInRefused, Unreachable
+from nodes.states import NodeState
+from nodes.watch import Watch
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd
 
@@ -74,6 +77,8 @@ def test_a_batch_runs_from_a_list_to_nodes(servers: list[Sshd], monkeypatch: pyt
     assert list(offered.values()) == [server.host_key.fingerprint for server in servers]
     assert batches.approve(batch, offered) == 3
     assert sorted(Node.objects.values_list("name", "labels")) == [(f"te{n}", ["lab"]) for n in range(3)]
+    batch.refresh_from_db()
+    assert batch.sign_in == "", "it is not needed more"
     (bad,) = Candidate.objects.filter(state="failed")
     assert (bad.typed, bad.reason) == ("te9:x", "A port is a number from 1 to 65535.")
 
@@ -222,3 +227,81 @@ def test_connections_that_nobody_uses_are_closed(servers: list[Sshd], monkeypatc
     host.used_at -= 1
     hosts.close_idle()
     assert not host.alive
+
+
+def test_watch_lets_go_of_a_node_whose_key_changed(servers: list[Sshd], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "send", lambda task, *words: None)
+    node = registration.register(login(servers[0], "te0", servers[0].key), servers[0].host_key.line, None)
+    watching = Watch()
+    watching.turn()
+    until(lambda: watching.watchers[node.pk]._channel is not None, "the node is watched")
+    # Its sessions live on, as after a restart of sshd; only a new connection shows the new key.
+    servers[0].process.terminate()
+    servers[0].process.wait(10)
+    for name in ("host_key", "host_key.pub"):
+        (servers[0].folder / name).unlink()
+    sshd_support.keygen(servers[0].folder / "host_key")
+    servers[0].process = sshd_support._run(servers[0].folder, servers[0].port, servers[0].address)
+    with pytest.raises(HostKeyChanged):
+        hosts.open_host(node)
+    watching.turn()
+    until(lambda: node.fresh().state == NodeState.UNREACHABLE, "the node is called unreachable")
+    assert "shows another host key" in node.fresh().reason
+    run = preparation.check(node.fresh(), None)
+    runs.advance(run.pk)
+    assert run.fresh().state == "failed"
+    assert "shows another host key" in run.fresh().reason
+    for watcher in watching.watchers.values():
+        watcher.stop()
+        watcher.join(10)
+
+
+def test_a_tunnel_carries_nothing_more_once_the_key_changed(servers: list[Sshd]) -> None:
+    node = registration.register(login(servers[0], "te0", servers[0].key), servers[0].host_key.line, None)
+    with socket.create_server(("127.0.0.1", 0)) as inner:
+        inner.settimeout(10)
+        inner_port = inner.getsockname()[1]
+        port = tunnel.local_port(node, "127.0.0.1", inner_port)
+        with socket.create_connection(("127.0.0.1", port), 10) as here:
+            there = inner.accept()[0]
+            here.sendall(b"ping")
+            assert there.recv(4) == b"ping"
+            Node.objects.filter(pk=node.pk).update(offered_host_key=servers[1].host_key.line)
+            assert tunnel.local_port(node.fresh(), "127.0.0.1", inner_port) == port
+            here.settimeout(10)
+            assert here.recv(1) == b""
+            there.close()
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline, f"not within 30 s: {what}"
+        time.sleep(0.05)
+
+
+def test_a_key_with_a_passphrase_is_opened_once_for_all(
+    servers: list[Sshd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "send", lambda task, *words: task(*words) if task is tasks.advance_batch else None)
+    key = Secret(sshd_support.keygen(tmp_path / "key", passphrase="open sesame"))
+    for server in servers:
+        server.authorized_keys.write_text((tmp_path / "key.pub").read_text())
+    rows = parse("\n".join(f"te{n} = {each.user}@{each.address}:{each.port}" for n, each in enumerate(servers)))
+    wrong = batches.begin(rows, SignIn(private_key=key, passphrase=Secret("wrong")), None)
+    assert set(wrong.candidates.values_list("state", flat=True)) == {"failed"}
+    assert "The passphrase does not open the private key." in wrong.candidates.all()[0].reason
+    tried: list[str] = []
+    monkeypatch.setattr(ssh, "read_key", _counting(ssh.read_key, tried))
+    batch = batches.begin(rows, SignIn(private_key=key, passphrase=Secret("open sesame")), None)
+    batches.approve(batch, {each.pk: ssh.HostKey(each.host_key).fingerprint for each in batch.candidates.all()})
+    assert Node.objects.count() == 3
+    assert tried.count("open sesame") == 2  # once for asking, once for registering
+
+
+def _counting(read: Callable[..., Any], tried: list[str]) -> Callable[..., Any]:
+    def counting(text: Secret, passphrase: Secret) -> Any:
+        tried.append(passphrase.reveal())
+        return read(text, passphrase)
+
+    return counting

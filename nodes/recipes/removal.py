@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from django.utils.translation import gettext as _
+
 from nodes.facts import Facts
 from nodes.recipes import Satisfied, Site, blocks, ray, trust
 from nodes.recipes.blocks import Block
@@ -76,4 +78,4 @@ def own_key(site: Site, line: str) -> Command:
 
 
 def _nothing() -> Satisfied:
-    return Satisfied("–")
+    return Satisfied(_("nothing of Quarterdeck is there"))
