@@ -22,5 +22,5 @@ RUN python -P controlplane/translations.py \
 
 USER quarterdeck
 EXPOSE 8000
-CMD ["uvicorn", "controlplane.asgi:application", "--http", "deployments.gateway.http:BoundedHttp", "--timeout-keep-alive", "75", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", \
+CMD ["uvicorn", "controlplane.asgi:application", "--http", "deployments.gateway.http:BoundedHttp", "--timeout-keep-alive", "75", "--ws-per-message-deflate", "false", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", \
      "--no-server-header", "--timeout-graceful-shutdown", "20"]

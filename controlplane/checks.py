@@ -60,7 +60,7 @@ def node_ports_exist(**_: Any) -> list[CheckMessage]:
 @register(Tags.security)
 def secrets_are_private(**_: Any) -> list[CheckMessage]:
     """Secrets kept in ``var/`` are for their owner alone."""
-    names = ("secret.key", "field.key", "admin-password")
+    names = ("secret.key", "field.key", "metrics.token", "admin-password")
     return [
         Warning(f"{path} can be read by others.", hint=f"chmod 600 {path}", id="quarterdeck.W001")
         for path in (Path(settings.VAR_DIR) / name for name in names)

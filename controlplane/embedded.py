@@ -160,7 +160,8 @@ def valkey(var: Path) -> Program:
 def control_plane(var: Path, host: str, port: int) -> list[Program]:
     """The three processes of Quarterdeck itself."""
     web = "-m uvicorn controlplane.asgi:application --no-access-log --no-server-header"
-    bounded = "--http deployments.gateway.http:BoundedHttp --timeout-keep-alive 75"
+    # Compressing what is sent to pages costs more than it saves: a flood of log lines is the only thing of size.
+    bounded = "--http deployments.gateway.http:BoundedHttp --timeout-keep-alive 75 --ws-per-message-deflate false"
     worker = "-m celery -A controlplane worker --pool threads --concurrency 8 --loglevel INFO"
     alone = "--without-gossip --without-mingle --without-heartbeat"  # greetings among workers take seconds
     commands = {

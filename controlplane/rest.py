@@ -28,6 +28,7 @@ from deployments import access_api
 from deployments import api as deployments_api
 from deployments.gateway import keys
 from nodes import api as nodes_api
+from nodes import cluster_api
 
 
 class StrictParser(Parser):
@@ -71,6 +72,7 @@ api = NinjaAPI(
     urls_namespace="api",
 )
 api.add_router("/", nodes_api.router)
+api.add_router("/", cluster_api.router)
 api.add_router("/", deployments_api.router)
 api.add_router("/", access_api.router)
 

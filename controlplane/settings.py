@@ -73,6 +73,7 @@ def _field_key() -> str:
 DEBUG = flag("DEBUG", False)
 SECRET_KEY = kept_secret("SECRET_KEY", "secret.key", lambda: secrets.token_urlsafe(64))
 FIELD_KEY = kept_secret("FIELD_KEY", "field.key", _field_key)
+METRICS_TOKEN = kept_secret("METRICS_TOKEN", "metrics.token", lambda: secrets.token_urlsafe(32))
 ALLOWED_HOSTS = words("ALLOWED_HOSTS", "*")
 CSRF_TRUSTED_ORIGINS = words("CSRF_TRUSTED_ORIGINS", "")
 

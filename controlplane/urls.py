@@ -8,6 +8,7 @@ from django.urls import include, path
 
 from controlplane import views
 from deployments.alerts import views as alert_views
+from deployments.exposition import metrics
 from deployments.hub.views import hub, models
 from deployments.key_views import key_edit, key_revoke, keys
 from deployments.overview import overview, try_demo
@@ -33,6 +34,7 @@ urlpatterns = [
     path("keys/<int:pk>/revoke/", key_revoke, name="key-revoke"),
     path("usage/", usage, name="usage"),
     path("usage/usage.csv", usage_csv, name="usage-csv"),
+    path("metrics", metrics, name="metrics"),
     path("alerts/", alert_views.alerts, name="alerts"),
     path("alerts/bell/", alert_views.bell, name="alert-bell"),
     path("alerts/settings/", alert_views.settings, name="alert-settings"),

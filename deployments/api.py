@@ -5,18 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from django.db import transaction
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
+from django.utils.translation import gettext as _
 from ninja import Field, Path, Query, Router, Schema
 from ninja.responses import Status
 from pydantic import StringConstraints
 
-from controlplane.api import FAILURES, Line, Listed, Name, Small, Window, Word, listed, needs
+from controlplane.api import FAILURES, Invalid, Line, Listed, Name, Small, Window, Word, listed, needs
 from controlplane.roles import ADMIN, OPERATOR
 from deployments import aliases, exchange, revisions, rollout
 from deployments.kept import Revision
 from deployments.models import Deployment, Replica
-from deployments.spec import Spec
+from deployments.spec import Spec, from_yaml
 from nodes.api import RunOut, tell_run
 
 router = Router()
@@ -76,6 +78,21 @@ class RevisionOut(Schema):
     created_at: datetime
 
 
+class Difference(Schema):
+    """What of a deployment changed; null: it is not set."""
+
+    name: str
+    old: Any
+    new: Any
+
+
+class AppliedOut(Schema):
+    name: str
+    what: Literal["created", "changed", "unchanged"]
+    revision: int
+    lines: list[Difference]
+
+
 class AliasNew(Schema):
     name: Annotated[str, StringConstraints(max_length=120, pattern=f"^{aliases.NAME}$")]
 
@@ -118,6 +135,31 @@ def create(request: HttpRequest, new: DeploymentNew) -> Status[DeploymentOut]:
 @router.get("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
 def deployment(request: HttpRequest, name: Path[Name]) -> DeploymentOut:
     return _deployment(_named(name))
+
+
+_YAML = {"required": True, "content": {"application/yaml": {"schema": {"type": "string"}}}}
+
+
+@router.post(
+    "/apply", response={200: list[AppliedOut], **FAILURES}, tags=["deployments"], openapi_extra={"requestBody": _YAML}
+)
+def apply(request: HttpRequest) -> list[AppliedOut]:
+    """Make deployments what a YAML file says, as `manage.py apply` does. Again is the same as once; starts nothing."""
+    user = needs(request, OPERATOR).user
+    try:
+        specs = from_yaml(request.body.decode())
+    except UnicodeDecodeError as error:
+        raise Invalid(_("This is not text in UTF-8.")) from error
+    for spec in specs:  # all of them before the first is touched
+        revisions.check(spec)
+    with transaction.atomic():
+        return [_applied(revisions.apply(spec, user, "/api/apply")) for spec in specs]
+
+
+def _applied(applied: revisions.Applied) -> AppliedOut:
+    lines = [Difference(**line._asdict()) for line in applied.lines]
+    one = applied.deployment
+    return AppliedOut(name=one.name, what=applied.what, revision=one.revision, lines=lines)  # type: ignore[arg-type]
 
 
 @router.put("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])

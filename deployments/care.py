@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.models import Q
 from django.dispatch import receiver
 
 from deployments.models import Deployment
-from deployments.states import REPLICA_AT_REST, DeploymentState, ReplicaState
+from deployments.states import COMING_BACK, REPLICA_AT_REST, DeploymentState, ReplicaState
 from nodes import ending, runs, signals
 from nodes.models import Cluster, Job
 from nodes.states import JOB_ACTIVE
@@ -29,5 +30,6 @@ def on_cluster(sender: object, cluster: Cluster, running: bool, **_kwargs: Any) 
     """The names of deployments on a cluster: those that need its Ray now, or all."""
     found = Deployment.objects.filter(cluster=cluster)
     if running:
-        found = found.filter(state__in=(DeploymentState.ROLLING_OUT, DeploymentState.READY, DeploymentState.DEGRADED))
-    return list(found.values_list("name", flat=True))
+        at_work = Q(state__in=(DeploymentState.ROLLING_OUT, DeploymentState.READY, DeploymentState.DEGRADED))
+        found = found.filter(at_work | Q(state=DeploymentState.FAILED, replicas__state__in=COMING_BACK))
+    return list(found.values_list("name", flat=True).distinct())

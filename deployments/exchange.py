@@ -21,8 +21,9 @@ from deployments import mending, placing, rollout
 from deployments.gateway import draining, routes
 from deployments.models import Deployment, Replica
 from deployments.replacing import Room, Seat, Way, way
-from deployments.serving import DEFAULT_SHARE, replica_of
+from deployments.serving import replica_of
 from deployments.states import COMING_BACK, REPLICA_AT_REST, SERVING, DeploymentState, ReplicaState
+from deployments.steps import DEFAULT_SHARE
 from nodes import ending, runs
 from nodes.facts import Facts
 from nodes.models import Node, Run, Step
@@ -38,8 +39,7 @@ _MIB = 2**20
 def forecast(deployment: Deployment) -> Way:
     """How the deployment's servers would be replaced now, by its present plan. Reads what is known of the nodes."""
     old = list(_standing(deployment))
-    given = placing.seats(deployment.plan, deployment.copies)
-    new = [_seats(deployment, placing.node_of(deployment, places), places) for places in given]
+    new = [_seats(deployment, placing.node_of(deployment, places), places) for places in placing.given(deployment)]
     olds = [_seats(deployment, one.node, one.placement) for one in old]
     return way(olds, new, _room(deployment), by_ray=deployment.executor == Deployment.Executor.RAY)
 

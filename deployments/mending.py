@@ -33,6 +33,10 @@ FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=10), timedelta(minutes=5)
 STABLE = timedelta(minutes=10)
 #: A deployment's servers are not started by themselves more often than this.
 LEAST_BETWEEN = timedelta(minutes=1)
+#: Replicas in these states have a server that is meant to run.
+SERVES = (ReplicaState.READY, ReplicaState.UNREACHABLE)
+#: Replicas in these states make room for others.
+_LEAVING = frozenset({ReplicaState.DRAINING, ReplicaState.STOPPING, ReplicaState.STOPPED})
 
 
 def now() -> datetime:
@@ -68,10 +72,19 @@ def assess(deployment: Deployment) -> None:
     if not (state in SERVING or stranded or (state == DeploymentState.FAILED and returning)):
         return
     ready = sum(one.in_service for one in replicas)
-    reason = "" if ready >= deployment.copies else why_not_all(replicas)
-    wanted = _state(ready, deployment.copies, busy)
+    expected = _expected(deployment, replicas)
+    reason = "" if ready >= expected else why_not_all(replicas)
+    wanted = _state(ready, expected, busy)
     if (wanted, reason) != (state, deployment.fresh().reason) and deployment.move(wanted, reason):
         transaction.on_commit(routes.poke)
+
+
+def _expected(deployment: Deployment, replicas: Sequence[Replica]) -> int:
+    """How many replicas should answer now: those that are to take over from others do not count before they do."""
+    coming = (ReplicaState.WAITING, ReplicaState.ROLLING_OUT)
+    standing = [
+        one for one in replicas if one.state not in _LEAVING and not (one.state in coming and one.restart_at is None)]
+    return max(1, min(deployment.copies, len(standing)))
 
 
 def _state(ready: int, wanted: int, busy: bool) -> DeploymentState:
@@ -101,16 +114,18 @@ def _busy(deployment: Deployment) -> bool:
 @receiver(signals.job_ended)
 def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
-    wanted = (ReplicaState.READY, ReplicaState.UNREACHABLE)
-    for replica in Replica.objects.filter(server=job, state__in=wanted).select_related("deployment"):
+    for replica in Replica.objects.filter(server=job, state__in=SERVES).select_related("deployment"):
         ended(replica, _("The model server ended: %(why)s") % {"why": causes.of_end(job)})
 
 
 @receiver(signals.tick)
 def look_after(sender: object, **_kwargs: Any) -> None:
     """Start what is due, and follow what changed. Once a second; touches no node."""
-    for job in Job.objects.filter(serves__state=ReplicaState.READY).exclude(state__in=JOB_ACTIVE):
+    for job in Job.objects.filter(serves__state__in=SERVES).exclude(state__in=JOB_ACTIVE):
         tasks.send(tasks.job_over, str(job.pk))  # its end was noted, and the message lost
+    for replica in Replica.objects.filter(state=ReplicaState.ROLLING_OUT).select_related("deployment"):
+        if not _busy(replica.deployment):  # the run that brought it up was given up
+            ended(replica, replica.reason)
     for deployment in Deployment.objects.filter(replicas__state__in=COMING_BACK).distinct():
         assess(deployment)
         for replica in due(deployment)[:1]:
@@ -143,7 +158,7 @@ def recover(replica: Replica) -> Run | None:
             if not deployment.replicas.filter(state=ReplicaState.READY).exists():
                 deployment.move(DeploymentState.ROLLING_OUT, replica.reason)
             away = Node.objects.filter(state=NodeState.UNREACHABLE)
-            stages = rollout.start_stages(deployment, [replica], without=list(away))
+            stages = rollout.start_stages(deployment, [replica], again_without=list(away))
             return runs.start("recover", deployment.subject, stages, None, replica=replica.pk)
     except Problem:  # another run of the deployment goes on; it will be due again
         return None

@@ -110,7 +110,7 @@ class Replica(Lifecycle):
         constraints = [models.UniqueConstraint(fields=["deployment", "number"], name="one_replica_per_number")]
 
     def __str__(self) -> str:
-        return _("copy %(number)d") % {"number": self.number}
+        return _("Copy %(number)d") % {"number": self.number}
 
     @property
     def in_service(self) -> bool:

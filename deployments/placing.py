@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from controlplane.problems import Problem
 from deployments.models import Deployment, Replica
 from deployments.states import REPLICA_AT_REST, ReplicaState
+from nodes.clusters_view import world_size
 from nodes.models import Node
 from nodes.recipes.ray import port_plan
 from nodes.states import JOB_ACTIVE
@@ -43,14 +44,34 @@ def seats(plan: Mapping[str, Any], copies: int) -> list[list[dict[str, Any]]]:
     return [places[size * copy : size * (copy + 1)] for copy in range(copies)]
 
 
+def given(deployment: Deployment) -> list[list[dict[str, Any]]]:
+    """As `seats`; without a plan, processes of one host get GPUs of the head, no two copies the same.
+
+    Raises `Problem` where it has not as many.
+    """
+    told, head = seats(deployment.plan, deployment.copies), deployment.cluster.head
+    gpus = [gpu.index for gpu in head.facts.gpus]
+    if deployment.executor != Deployment.Executor.MP or any(told) or not gpus:
+        return told
+    size = max(1, world_size(spec(deployment)["options"]))
+    if size * deployment.copies > len(gpus):
+        raise Problem(
+            _("%(name)s wants %(wanted)d GPUs, and %(node)s has %(count)d.")
+            % {"name": deployment.name, "wanted": size * deployment.copies, "node": head.name, "count": len(gpus)},
+            _("Ask for fewer copies, or lower tensor-parallel-size × pipeline-parallel-size."),
+        )
+    places = [{"host": head.name, "gpu": gpu} for gpu in gpus]
+    return [places[size * copy : size * (copy + 1)] for copy in range(deployment.copies)]
+
+
 def place(deployment: Deployment) -> list[Replica]:
     """Make the deployment's replicas, waiting to be started: `copies` of them on their nodes, each with a port.
 
     Those of an earlier start are used again. To be called where no server of it runs.
     """
-    given = seats(deployment.plan, deployment.copies)
-    deployment.replicas.filter(number__gt=len(given)).delete()
-    return _placed(deployment, zip(count(1), given, strict=False), set())
+    places = given(deployment)
+    deployment.replicas.filter(number__gt=len(places)).delete()
+    return _placed(deployment, zip(count(1), places, strict=False), set())
 
 
 def beside(deployment: Deployment) -> list[Replica]:
@@ -58,15 +79,14 @@ def beside(deployment: Deployment) -> list[Replica]:
     deployment.replicas.filter(state__in=REPLICA_AT_REST).exclude(server__state__in=JOB_ACTIVE).delete()
     there = list(deployment.replicas.all())
     numbers = (number for number in count(1) if number not in {one.number for one in there})
-    given = seats(deployment.plan, deployment.copies)
-    return _placed(deployment, zip(numbers, given, strict=False), {one.port for one in there})
+    return _placed(deployment, zip(numbers, given(deployment), strict=False), {one.port for one in there})
 
 
 def _placed(
-    deployment: Deployment, given: Iterable[tuple[int, list[dict[str, Any]]]], taken: set[int]
+    deployment: Deployment, numbered: Iterable[tuple[int, list[dict[str, Any]]]], taken: set[int]
 ) -> list[Replica]:
     ports: dict[int, Iterator[int]] = {}
-    return [_place(deployment, number, places, ports, taken) for number, places in given]
+    return [_place(deployment, number, places, ports, taken) for number, places in numbered]
 
 
 def _place(

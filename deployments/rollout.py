@@ -92,21 +92,28 @@ def _rollout_stages(deployment: Deployment, replicas: Sequence[Replica]) -> Stag
 
 def _nodes(deployment: Deployment, replicas: Sequence[Replica]) -> list[Node]:
     """The nodes that these replicas need: with Ray all of the cluster, the head first."""
-    if deployment.executor == Deployment.Executor.RAY:
+    if _by_ray(replicas):
         return members(deployment.cluster)
     return list({replica.node_id: replica.node for replica in replicas}.values())
 
 
+def _by_ray(replicas: Sequence[Replica]) -> bool:
+    """By what they are started from: the deployment itself may have been edited since."""
+    return any(one.spec.get("executor", "ray") == "ray" for one in replicas)
+
+
 def start_stages(
-    deployment: Deployment, replicas: Sequence[Replica], without: Sequence[Node] = ()
+    deployment: Deployment, replicas: Sequence[Replica], *, again_without: Sequence[Node] | None = None
 ) -> list[list[runs.Planned]]:
     """The model on every node, Ray on all of them, then the servers of these replicas where they belong.
 
-    Nodes must be prepared; those ``without`` which it has to do are left alone.
+    Nodes must be prepared. With ``again_without`` the replicas ran before: their model is there, and the nodes without
+    which it has to do now are left alone.
     """
-    nodes = [node for node in _nodes(deployment, replicas) if node not in without]
-    stages: list[list[runs.Planned]] = [*model_steps.stages(deployment, nodes), [("room", node) for node in nodes]]
-    if deployment.executor == Deployment.Executor.RAY:
+    nodes = [node for node in _nodes(deployment, replicas) if node not in (again_without or ())]
+    stages = model_steps.stages(deployment, nodes) if again_without is None else []
+    stages = [*stages, [("room", node) for node in nodes]]
+    if _by_ray(replicas):
         about = replicas[0].subject if len(replicas) == 1 else ""
         stages += [*clusters.ray_stages(nodes), [("placement", nodes[0], about)]]
     elif any(one.gpus for one in replicas):

@@ -9,6 +9,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from controlplane.problems import Problem
 from controlplane.templatetags.deck import duration
 from deployments import exchange, mending
 from deployments.models import Deployment, Replica
@@ -71,4 +72,9 @@ def mends(deployment: Deployment) -> bool:
 
 def gap(deployment: Deployment) -> str:
     """What a replacement would be like now; empty where nothing runs."""
-    return str(WAYS[exchange.forecast(deployment)]) if deployment.state in SERVING else ""
+    if deployment.state not in SERVING:
+        return ""
+    try:
+        return str(WAYS[exchange.forecast(deployment)])
+    except Problem as problem:
+        return str(problem)

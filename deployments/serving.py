@@ -13,7 +13,7 @@ from deployments.models import Replica
 from deployments.phases import PHASES, STARTED, Progress
 from deployments.placing import FRESH
 from deployments.states import ReplicaState
-from deployments.steps import deployment_of
+from deployments.steps import DEFAULT_SHARE, deployment_of
 from deployments.upstream import base_url, inner_address
 from nodes import clusters_steps, logs, preparation, runs
 from nodes.models import Job, Node, Step
@@ -22,8 +22,6 @@ from nodes.runs import Done, StepKind, Waiting
 
 #: Bytes of a server's log in which its start is looked for.
 _LONGEST_START = 4 << 20
-#: The part of a GPU's memory that vLLM takes where nothing else is said.
-DEFAULT_SHARE = 0.92
 
 
 def replica_of(step: Step) -> Replica:

@@ -7,7 +7,9 @@ the engine is `nodes.runs`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -16,12 +18,15 @@ from deployments import commands, diagnosis
 from deployments.models import Deployment, Replica
 from nodes import clusters_steps, clusters_view, runs
 from nodes.clusters_address import members
+from nodes.clusters_view import View
 from nodes.facts import Facts
 from nodes.models import Step
-from nodes.runs import Done, StepKind
+from nodes.runs import Done, StepKind, Waiting
 
 #: The part of a GPU's memory that vLLM takes where nothing else is said.
 DEFAULT_SHARE = 0.92
+#: In this time Ray has freed what a server that ended had.
+FREEING = timedelta(seconds=20)
 
 
 def deployment_of(step: Step) -> Deployment:
@@ -46,20 +51,43 @@ def _check_port(replica: Replica, facts: Facts) -> None:
         )
 
 
-def _placement(step: Step) -> Done:
+def _placement(step: Step) -> Done | Waiting:
     """Whether Ray can place the workers now: vLLM itself would wait half an hour to find out that it cannot."""
-    deployment = deployment_of(step)
-    nodes = members(deployment.cluster)
-    to_start = deployment.replicas.filter(state="waiting")
+    view = clusters_steps.fresh_view(deployment_of(step).cluster)
+    try:
+        return _placed(step, view)
+    except Problem as problem:
+        # Ray frees the GPUs of a server that has just ended some seconds later; what it lacks at all will not come.
+        if isinstance(view, str) or view.gpus()[1] < _wanted(step)[0]:
+            raise
+        return Waiting(problem.what)
+
+
+def _placed_yet(step: Step) -> Done | Waiting:
+    try:
+        return _placed(step, clusters_steps.ask_view(deployment_of(step).cluster))
+    except Problem as problem:
+        if step.started_at is None or timezone.now() - step.started_at > FREEING:
+            raise
+        return Waiting(problem.what)
+
+
+def _wanted(step: Step) -> tuple[int, float]:
+    """The GPUs that the servers to be started want of Ray, and the part of their memory."""
+    to_start = deployment_of(step).replicas.filter(state="waiting")
     if step.about:
         to_start = to_start.filter(pk=step.about.partition(":")[2])
     options = [commands.checked(one.spec["options"]) for one in to_start]
-    wanted = sum(map(clusters_view.world_size, options))
-    view = clusters_steps.fresh_view(deployment.cluster)
+    return sum(map(clusters_view.world_size, options)), _share(options)
+
+
+def _placed(step: Step, view: View | str) -> Done:
+    wanted, share = _wanted(step)
+    nodes = members(deployment_of(step).cluster)
     if isinstance(view, str):
         raise Problem(_("Ray on %(node)s does not answer: %(why)s") % {"node": step.node.name, "why": view})
     clusters_view.check_room(view, clusters_steps.as_members(nodes), wanted)
-    clusters_steps.check_memory(nodes, _share(options), wanted)
+    clusters_steps.check_memory(nodes, share, wanted)
     used, total = view.gpus()
     return Done(_("%(wanted)d of %(free)g free") % {"wanted": wanted, "free": total - used})
 
@@ -78,5 +106,5 @@ def _diagnosed(log: str) -> str:
 clusters_steps.explainers.append(_diagnosed)
 runs.register(
     StepKind("room", gettext_lazy("Ports and memory"), _room),
-    StepKind("placement", gettext_lazy("Free GPUs"), _placement),
+    StepKind("placement", gettext_lazy("Free GPUs"), _placement, _placed_yet),
 )

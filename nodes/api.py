@@ -1,4 +1,4 @@
-"""The REST API of nodes, clusters and runs. As the pages, it calls the stories and never a host."""
+"""The REST API of nodes and runs. As the pages, it calls the stories and never a host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from controlplane.api import FAILURES, Line, Listed, Name, Number, Text, Window,
 from controlplane.roles import ADMIN, OPERATOR
 from nodes import logs, preparation, registration, removal, runs
 from nodes.forms import NodeForm
-from nodes.models import Cluster, Job, Node, Run, Step
+from nodes.models import Job, Node, Run, Step
 
 router = Router()
 
@@ -74,14 +74,6 @@ class Login(Schema):
 
 class NodeNew(Login):
     host_key: Line = Field(description="the approved line of POST /nodes/host-key")
-
-
-class ClusterOut(Schema):
-    """Nodes that run one Ray cluster."""
-
-    name: str
-    head: str
-    nodes: list[str]
 
 
 class RunOut(Schema):
@@ -146,10 +138,6 @@ def _step(step: Step) -> StepOut:
     return StepOut(title=str(runs.step_title(step.kind)), node=step.node.name, job=step.job_id, **told)
 
 
-def _cluster(cluster: Cluster) -> ClusterOut:
-    return ClusterOut(name=cluster.name, head=cluster.head.name, nodes=[node.name for node in cluster.nodes.all()])
-
-
 def _named(name: str) -> Node:
     return get_object_or_404(Node.objects.select_related("cluster"), name=name)
 
@@ -210,17 +198,6 @@ def prepare(request: HttpRequest, name: Path[Name]) -> Status[RunOut]:
     return Status(202, tell_run(preparation.prepare(_named(name), user)))
 
 
-@router.get("/clusters", response={200: Listed[ClusterOut], **FAILURES}, tags=["clusters"])
-def clusters(request: HttpRequest, window: Query[Window]) -> dict[str, Any]:
-    found = Cluster.objects.order_by("name").select_related("head").prefetch_related("nodes")
-    return listed(found, window, _cluster)
-
-
-@router.get("/clusters/{name}", response={200: ClusterOut, **FAILURES}, tags=["clusters"])
-def cluster(request: HttpRequest, name: Path[Name]) -> ClusterOut:
-    return _cluster(get_object_or_404(Cluster.objects.select_related("head"), name=name))
-
-
 class Which(Window):
     about: Line = Field("", description="only runs about this row, for example node:3")
 
@@ -252,6 +229,12 @@ _AS_IT_IS = {"description": "the bytes", "content": {"text/plain": {"schema": {"
     "/jobs/{id}/log", response={200: str, **FAILURES}, tags=["runs"], openapi_extra={"responses": {200: _AS_IT_IS}}
 )
 def log(request: HttpRequest, id: Path[uuid.UUID], part: Query[Part]) -> HttpResponse:
-    """Bytes of a job's log as they are, at most `size` from `start` on; none at its end so far."""
+    """Bytes of a job's log as they are, at most `size` from `start` on; none at its end so far.
+
+    `X-Log-Start` names the first of them: a later one than asked for where neither node nor archive has it any more.
+    """
     job = get_object_or_404(Job.objects.select_related("node"), pk=id)
-    return HttpResponse(logs.read(job, part.start, part.size), content_type="text/plain; charset=utf-8")
+    chunk = logs.read(job, part.start, part.size)
+    response = HttpResponse(chunk.data, content_type="text/plain; charset=utf-8")
+    response.headers["X-Log-Start"] = str(chunk.start)
+    return response

@@ -105,6 +105,11 @@ def advance(batch_id: int) -> None:
             _give_up(batch, problem)
             return
         identity()  # made once, before many ask for it
+        try:
+            sign_in = registration.opened(sign_in)
+        except Problem as problem:
+            for candidate in _ready(batch):
+                candidate.move(CandidateState.FAILED, problem.told)
         registration.at_once(lambda each: _take(each, batch, sign_in), list(_ready(batch)))
         _wipe_when_over(batch)
 
@@ -166,7 +171,7 @@ def _give_up(batch: Batch, problem: Problem) -> None:
 
 def _wipe_when_over(batch: Batch) -> None:
     """Once all are registered, what was typed to sign in is not needed more; until then a retry needs it."""
-    if not batch.candidates.exclude(state=CandidateState.REGISTERED).exists():
+    if not batch.candidates.exclude(state=CandidateState.REGISTERED).exclude(address="").exists():
         Batch.objects.filter(pk=batch.pk).update(sign_in="")
 
 

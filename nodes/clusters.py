@@ -21,7 +21,7 @@ from nodes.clusters_address import address_in, members
 from nodes.clusters_steps import as_members, change, foreign_leftovers, note_stopped, running
 from nodes.models import Cluster, Node, Run, Step
 from nodes.runs import Planned, Story
-from nodes.states import FINISHED, ClusterState
+from nodes.states import FINISHED, ClusterState, NodeState
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 RESERVED = frozenset({"new"})
@@ -170,7 +170,10 @@ def join(cluster: Cluster, node: Node, by: User | None) -> Run | None:
 
 
 def leave(cluster: Cluster, node: Node, by: User | None) -> Run | None:
-    """Take a node out of the cluster; its Ray is ended first. Raises `Problem` for the head, or while it is needed."""
+    """Take a node out of the cluster; its Ray is ended first. Raises `Problem` for the head, or while it is needed.
+
+    One that cannot be reached leaves at once, and its Ray is ended when it is back.
+    """
     if node.pk == cluster.head_id:
         raise Problem(
             _("%(node)s is the head of %(cluster)s and cannot leave it.")
@@ -183,7 +186,7 @@ def leave(cluster: Cluster, node: Node, by: User | None) -> Run | None:
             % {"names": ", ".join(used), "cluster": cluster.name, "node": node.name},
             _("Stop it first."))
     with transaction.atomic():
-        if not running(node):
+        if not running(node) or node.fresh().state == NodeState.UNREACHABLE:
             _let_go(node)
             return None
         return runs.start("leave", cluster.subject, [[("ray-end", node)]], by)

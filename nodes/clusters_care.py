@@ -26,7 +26,7 @@ from nodes.ending import end_soon
 from nodes.models import Cluster, Job, Node, Step
 from nodes.remote.errors import HostProblem
 from nodes.runs import Stages
-from nodes.states import FINISHED, ClusterState, NodeState
+from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState
 
 #: Seconds until the first attempt to bring back what is missing; doubled with each one, up to the longest.
 FIRST_DELAY, LONGEST_DELAY = 10, 300
@@ -55,6 +55,9 @@ def look_after(sender: object, **_kwargs: Any) -> None:
     resting = Cluster.objects.exclude(state=ClusterState.STOPPED).select_related("head__ray")
     for cluster in resting.prefetch_related("nodes__ray"):
         look_at(cluster)
+    held = Node.objects.filter(ray__isnull=False).values("ray")
+    for job in Job.objects.filter(name__in=("ray-head", "ray-worker"), state__in=JOB_ACTIVE).exclude(pk__in=held):
+        end_soon(job)  # of a node that left while it could not be reached
 
 
 @receiver(signals.node_back)

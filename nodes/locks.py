@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from nodes.facts import Facts, Python
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nodes.facts import Environment, Facts, Python
 from nodes.models import Node
 from nodes.recipes import Lock, python_env
 
@@ -23,6 +26,29 @@ def lock_for(node: Node) -> Lock | None:
         return None
     found = first.facts.environment
     return Lock(found.python, found.distributions, found.fingerprint, first.name)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A node's environment beside the first one's. ``same`` is None where one of the two is not known yet."""
+
+    node: Node
+    environment: Environment
+    same: bool | None
+
+
+def compare(nodes: Sequence[Node]) -> list[Compared]:
+    """Whether these nodes have one and the same environment, each compared with the first complete one of its kind."""
+    firsts: dict[str, str] = {}
+    for node in nodes:
+        if _complete(node.facts):
+            firsts.setdefault(node.facts.engine, node.facts.environment.fingerprint)
+    return [_compared(node, firsts.get(node.facts.engine, "")) for node in nodes]
+
+
+def _compared(node: Node, first: str) -> Compared:
+    found = node.facts.environment
+    return Compared(node, found, found.fingerprint == first if found.fingerprint and first else None)
 
 
 def members_of(node: Node) -> list[Node]:

@@ -33,7 +33,7 @@ from nodes.remote.command import Command, python
 from nodes.remote.errors import HostProblem
 from nodes.remote.host import Channel, ask
 from nodes.remote.ssh import new_key
-from nodes.runs import Done, Planned, StepKind, Story
+from nodes.runs import Done, Planned, StepKind, Story, Waiting
 
 MEET = files("nodes.remote").joinpath("meet.py").read_text()
 TRUST_CHECK = files("nodes.remote").joinpath("trust_check.py").read_text()
@@ -117,6 +117,10 @@ class Visit:
             while self._channel.read(1 << 16):
                 pass
         self._channel.close()
+
+
+def _measuring(step: Step) -> Waiting:
+    return Waiting(_("measuring"))
 
 
 def _mesh(step: Step) -> Done:
@@ -246,7 +250,7 @@ def _hosts(step: Step) -> Command | Satisfied:
 
 
 runs.register(
-    StepKind("mesh", gettext_lazy("Network"), _mesh),
+    StepKind("mesh", gettext_lazy("Network"), _measuring, _mesh),
     StepKind("trust-check", gettext_lazy("Who trusts whom"), _trust_check),
     StepKind("hosts", gettext_lazy("Names in /etc/hosts"), _hosts),
     StepKind("trust", gettext_lazy("Trust among the nodes"), _trust),
@@ -273,6 +277,7 @@ class Matrix:
     rows: Sequence[Row]
     slowest: float | None
     running: Run | None  # that measures these nodes now
+    environments: Sequence[locks.Compared]
 
     @property
     def measured(self) -> bool:
@@ -289,7 +294,7 @@ def matrix(nodes: Sequence[Node]) -> Matrix:
     known = {(link.source_id, link.target_id): link for link in links(nodes)}
     rows = [Row(one, [_cell(known, one, other) for other in nodes]) for one in nodes]
     now = Run.objects.filter(about=subject(nodes), state__in=("waiting", "running")).first()
-    return Matrix(nodes, rows, network_gbps(nodes), now)
+    return Matrix(nodes, rows, network_gbps(nodes), now, locks.compare(nodes))
 
 
 def _cell(known: dict[tuple[int, int], Link], one: Node, other: Node) -> Link | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from django.conf import settings
@@ -22,6 +22,7 @@ from controlplane.problems import Problem
 from controlplane.secrets import NO_SECRET, Secret
 from nodes import hosts, tasks
 from nodes.access import AUTO, install_key, root_there
+from nodes.candidates import SignIn
 from nodes.hosts import identity, jump_host, own_login
 from nodes.models import Bastion, Node
 from nodes.names import is_address, is_name, why_no_address
@@ -184,6 +185,14 @@ def _look_at(node: Node, by: User | None) -> None:
     else:
         if node.rest_state != node.state:
             node.move(node.rest_state)
+
+
+def opened(sign_in: SignIn) -> SignIn:
+    """The sign-in with its private key opened, for many servers. Raises `Problem` where the passphrase does not fit."""
+    if not sign_in.passphrase.reveal():
+        return sign_in
+    return replace(
+        sign_in, private_key=ssh.opened(sign_in.private_key, sign_in.passphrase), passphrase=NO_SECRET)
 
 
 # --- many at once -----------------------------------------------------------------------------------------------

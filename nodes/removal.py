@@ -17,7 +17,7 @@ from nodes.remote.command import Command
 from nodes.remote.errors import SignInRefused
 from nodes.remote.host import ask
 from nodes.runs import Done, StepKind, Story
-from nodes.states import NodeState
+from nodes.states import JOB_ACTIVE, NodeState
 
 _KINDS = ("facts", "remove-hosts", "remove-trust", "remove-files", "remove-key")
 
@@ -49,6 +49,10 @@ def _check_unused(node: Node) -> None:
     if node.replicas.exists() or node.heads.filter(deployments__isnull=False).exists():
         raise Problem(
             _("%(node)s still has deployments.") % {"node": node.name}, _("Stop and delete them first."))
+    away = node.state == NodeState.UNREACHABLE  # what runs there, if it does, cannot be stopped from here
+    if node.ray is not None and node.ray.state in JOB_ACTIVE and not away:
+        raise Problem(
+            _("Ray runs on %(node)s.") % {"node": node.name}, _("Stop its cluster first, or let it leave that."))
     behind = list(node.reached_through.values_list("name", flat=True))
     if behind:
         raise Problem(

@@ -264,6 +264,7 @@ class Watch:
             watcher.stop()
         self.clusters.stop()
         self.filing.stop()
+        self.filing.join(5)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -316,6 +317,7 @@ class Watch:
     def _tick(self) -> None:
         if not streams.client().set("watch:tick", self.name, nx=True, px=900):
             return  # another watch process does it this second
+        streams.client().set("watch:seen", time.time())
         for run_id in Run.objects.exclude(state__in=FINISHED).values_list("pk", flat=True):
             runs.queue(run_id)
         if streams.client().set("watch:sweep", self.name, nx=True, ex=30):

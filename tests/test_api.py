@@ -94,6 +94,7 @@ def test_a_log_is_read_in_parts_byte_for_byte(node: Node) -> None:
     program = Program("viewer")
     answer = program.get(f"/api/jobs/{job.pk}/log?start=1&size=3")
     assert (answer.content, answer["Content-Type"]) == (b"\xff\r\n", "text/plain; charset=utf-8")
+    assert answer["X-Log-Start"] == "1"
     assert program.get(f"/api/jobs/{Job(node=node).pk}/log").status_code == 404
 
 
@@ -140,6 +141,40 @@ def test_what_cannot_be_is_said_as_on_the_page(change: dict[str, Any], said: str
     new = {"name": "tiny", "model": "/m", "node": "gpu-1"} | change
     assert said in error_of(Program().call("POST", "deployments", **new), 409)
     assert not Deployment.objects.exists()
+
+
+def test_a_file_is_applied_and_again_is_the_same_as_once(node: Node) -> None:
+    program = Program()
+    file = "name: tiny\nmodel: /m\nnode: gpu-1\noptions: {seed: %d}\n"
+
+    def apply(text: str | bytes) -> Any:
+        return program.generic("POST", "/api/apply", text, content_type="application/yaml")
+
+    assert [one["what"] for text in (file % 1, file % 1) for one in apply(text).json()] == ["created", "unchanged"]
+    (changed,) = apply(file % 2).json()
+    assert (changed["what"], changed["lines"]) == ("changed", [{"name": "seed", "old": 1, "new": 2}])
+    for text in ("[", "name: tiny", "a: &x 1", "--- {}\n" * 200, b"\x00", ""):
+        error_of(apply(text), 409)
+    error_of(apply(b"\xff"), 422)
+    elsewhere = (file % 1).replace("tiny", "b").replace("gpu-1", "none")
+    assert "no node none" in error_of(apply(f"{file % 3}---\n{elsewhere}"), 409)
+    assert Deployment.objects.get().options == {"seed": 2}  # nothing of a file is done that cannot be done whole
+
+
+def test_a_cluster_is_made_formed_joined_left_dissolved_and_deleted(node: Node) -> None:
+    for number in (2, 3):
+        Node.objects.create(name=f"gpu-{number}", address=f"127.0.0.{number}", state="ready", facts_json={})
+    program = Program("admin")
+    made = program.call("POST", "clusters", name="four", head="gpu-1", nodes=["gpu-2"])
+    assert (made.status_code, made.json()["state"], made.json()["nodes"]) == (201, "stopped", ["gpu-1", "gpu-2"])
+    assert program.call("POST", "clusters/four/join", node="gpu-3").json() == {"run": None}
+    assert program.call("POST", "clusters/four/leave", node="gpu-3").json() == {"run": None}
+    assert "is the head" in error_of(program.call("POST", "clusters/four/leave", node="gpu-1"), 409)
+    error_of(program.call("POST", "clusters/four/leave", node="gpu-9"), 404)
+    assert program.call("POST", "clusters/four/form").json()["story"] == "form"
+    assert program.call("POST", "clusters/four/dissolve").json()["story"] == "dissolve"
+    Cluster.objects.update(state="stopped")
+    assert [program.delete("/api/clusters/four").status_code for _ in range(2)] == [204, 404]
 
 
 def test_a_host_key_is_shown_and_then_registers_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,13 +226,19 @@ FORBIDDEN = [
     ("operator", "DELETE", "nodes/gpu-1"), ("viewer", "POST", "deployments/tiny/start"),
     ("viewer", "POST", "deployments/tiny/stop"), ("operator", "DELETE", "deployments/tiny"),
     ("viewer", "POST", "deployments/tiny/aliases"), ("viewer", "POST", "keys"), ("viewer", "DELETE", "keys/1"),
+    ("viewer", "POST", "apply"), ("viewer", "POST", "clusters"), ("viewer", "POST", "clusters/c/form"),
+    ("viewer", "POST", "clusters/c/dissolve"), ("viewer", "POST", "clusters/c/join"),
+    ("viewer", "POST", "clusters/c/leave"), ("operator", "DELETE", "clusters/c"), ("viewer", "PUT", "deployments/tiny"),
     ("viewer", "POST", "nodes"), ("viewer", "POST", "nodes/host-key"), ("viewer", "POST", "deployments"),
 ]
 FITTING = {
     "nodes": {"name": "a", "address": "127.0.0.1", "user": "a", "password": "b", "host_key": "c"},
     "nodes/host-key": {"name": "a", "address": "127.0.0.1", "user": "a", "password": "b"},
     "deployments": {"name": "a", "model": "/m", "node": "gpu-1"},
-    "deployments/tiny/aliases": {"name": "a"}, "keys": {"name": "a"},
+    "clusters": {"name": "a", "head": "gpu-1"},
+    "clusters/c/join": {"node": "gpu-1"}, "clusters/c/leave": {"node": "gpu-1"},
+    "deployments/tiny": {"name": "tiny", "model": "/m", "node": "gpu-1"}, "deployments/tiny/aliases": {"name": "a"},
+    "keys": {"name": "a"},
 }
 
 

@@ -57,16 +57,11 @@ def ports_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nodes(tmp_path: Path) -> list[Node]:
     """Three nodes that are this machine, under loopback addresses of their own."""
-    engine = StandInEngine(tmp_path / "one")
     made = []
     for number, name in enumerate(("one", "two", "three"), 3):
-        root = engine.root if name == "one" else tmp_path / name
-        root.mkdir(exist_ok=True)
-        if name != "one":
-            (root / "env").symlink_to(engine.root / "env")
-            (root / "models").symlink_to(engine.root / "models")
+        root = str(StandInEngine(tmp_path / name).root)
         made.append(Node.objects.create(
-            name=name, kind=Node.Kind.LOCAL, address=f"127.0.0.{number}", root=str(root), state=NodeState.READY))
+            name=name, kind=Node.Kind.LOCAL, address=f"127.0.0.{number}", root=root, state=NodeState.READY))
     return made
 
 
@@ -247,6 +242,29 @@ def test_a_node_joins_a_running_cluster_and_leaves_it(quarterdeck: Watch, nodes:
     assert [node.name for node in members(cluster.fresh())] == ["one", "three"]
     with pytest.raises(Problem, match="one is the head of lab and cannot leave it"):
         clusters.leave(cluster.fresh(), nodes[0].fresh(), None)
+
+
+def test_a_node_out_of_reach_leaves_at_once_and_its_ray_ends_when_it_is_back(
+    quarterdeck: Watch, cluster: Cluster, nodes: list[Node]
+) -> None:
+    formed(cluster)
+    job = nodes[2].fresh().ray
+    assert job is not None
+    Node.objects.filter(name="three").update(state=NodeState.UNREACHABLE)
+    assert clusters.leave(cluster, nodes[2].fresh(), None) is None
+    assert nodes[2].fresh().cluster is None
+    until(lambda: job.fresh().state not in JOB_ACTIVE)
+    assert cluster.fresh().state == ClusterState.READY
+
+
+def test_watch_looks_again_and_again(quarterdeck: Watch, cluster: Cluster) -> None:
+    formed(cluster)
+    first = clusters_steps.last_view(cluster)
+    assert first is not None
+    until(lambda: (clusters_steps.last_view(cluster) or first).t > first.t + 1)
+    seen = clusters_steps.last_view(cluster)
+    assert seen is not None
+    assert len(seen.alive) == 3
 
 
 def test_a_start_that_fails_says_why_and_leaves_nothing_running(

@@ -150,6 +150,7 @@ def test_conda_without_an_installer_says_what_is_missing(tmp_path: Path) -> None
 
 def test_what_conda_brought_and_the_set_has_not_is_taken_away(tmp_path: Path) -> None:
     run_job(python_env.environment(FACTS, site(tmp_path)), tmp_path / "job")
+    (tmp_path / "root/env/conda-meta").mkdir()
     packages = next((tmp_path / "root/env/lib").glob("python3*/site-packages"))
     for name in ("wheel-0.45.0", "torch-1.0", "pip-25.0"):
         (packages / f"{name}.dist-info").mkdir()
@@ -237,6 +238,12 @@ def test_the_first_complete_node_is_the_others_lock() -> None:
     assert locks.lock_for(second) is None
     for node in (first, third):
         assert locks.lock_for(node) == Lock("3.12.3", SET, "abc123abc123", "te2")
+
+
+@pytest.mark.django_db
+def test_environments_are_compared_with_the_first_complete_one() -> None:
+    found = locks.compare(nodes(FACTS, complete("abc123abc123"), complete("000000000000"), complete("abc123abc123")))
+    assert [one.same for one in found] == [None, True, False, True]
 
 
 @pytest.mark.django_db

@@ -107,7 +107,7 @@ def test_a_deployment_with_some_of_its_replicas_is_degraded_and_without_any_fail
     dies(deployment, 1)
     state, reason = told(deployment)
     assert state == "degraded"
-    assert reason.startswith("copy 1: The model server ended: ")
+    assert reason.startswith("Copy 1: The model server ended: ")
     dies(deployment, 2)
     assert told(deployment)[0] == "failed"
 
@@ -117,6 +117,17 @@ def test_the_end_of_a_server_is_noticed_once_however_often_it_is_said(deployment
     signals.job_ended.send(Job, job=replica(deployment).server)
     assert replica(deployment).failures == 1
     assert Event.objects.filter(subject=deployment.subject).count() == 1
+
+
+def test_servers_that_are_about_to_take_over_are_not_missed_yet(deployment: Deployment, clock: Clock) -> None:
+    Deployment.objects.update(copies=4)
+    for number in (3, 4):
+        node = Node.objects.get(name="te1")
+        deployment.replicas.create(number=number, node=node, port=20800 + number, state="waiting")
+    mending.assess(deployment.fresh())
+    assert told(deployment) == ("ready", "")
+    dies(deployment, 1)
+    assert told(deployment)[0] == "degraded"
 
 
 # --- started again ---
@@ -237,7 +248,7 @@ def test_a_node_that_is_away_with_its_server_degrades_and_its_return_mends(
 ) -> None:
     Node.objects.filter(name="te2").update(state="unreachable")
     canary.conclude(replica(deployment, 2), canary.Found.OUT_OF_SIGHT)
-    assert told(deployment) == ("degraded", "copy 2: te2 cannot be reached.")
+    assert told(deployment) == ("degraded", "Copy 2: te2 cannot be reached.")
     clock.on(hours=1)
     tick()
     assert unfinished() is None
@@ -277,6 +288,21 @@ def test_a_recovery_that_was_given_up_is_made_again(deployment: Deployment, cloc
     clock.on(minutes=1)
     tick()
     assert unfinished() is not None
+
+
+def test_a_start_whose_run_was_given_up_is_made_again(deployment: Deployment, clock: Clock) -> None:
+    dies(deployment)
+    clock.on(seconds=10)
+    tick()
+    run = unfinished()
+    assert run is not None
+    replica(deployment).move("rolling_out")
+    tick()
+    assert replica(deployment).state == "rolling_out"
+    cancel(run, "replaced on request")
+    tick()
+    now = replica(deployment)
+    assert (now.state, now.restart_at) == ("waiting", clock.now + mending.delay(2))
 
 
 # --- the canary ---

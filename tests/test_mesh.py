@@ -140,12 +140,13 @@ class TestOnHosts:
 
     def test_a_port_that_a_program_uses_is_left_to_it(self, nodes: list[Node], lab: Lab) -> None:
         address = lab["te2"].address
-        program = f"import socket, time; s = socket.create_server(('{address}', {BASE})); time.sleep(30)"
+        program = f"import socket, sys; s = socket.create_server(('{address}', {BASE})); sys.stdin.read()"
         with hosts.open_host(nodes[1]) as there:
             channel = there.open(python("python3", program))
             until(lambda: f":{BASE} " in lab["te2"].run("ss -ltn"), 10, "the port is in use")
             found = mesh._measured(nodes[0], nodes[1])
             channel.close()
+        until(lambda: f":{BASE} " not in lab["te2"].run("ss -ltn"), 10, "the port is free again")
         assert found[nodes[0], nodes[1]]["ports"] == mesh.PORTS - 1
         assert found[nodes[0], nodes[1]]["closed"] == []
 

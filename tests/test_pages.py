@@ -98,7 +98,7 @@ ARGUMENTS: dict[str, list[Any]] = {
 }
 #: A viewer's own, to change as they like; tests/test_playground.py has what is refused there.
 OWN = {"conversations", "conversation", "conversation-messages"}
-OPEN = {"sign-in", "sign-out", "language"}
+OPEN = {"metrics", "sign-in", "sign-out", "language"}
 
 
 def _address(pattern: URLPattern) -> str:

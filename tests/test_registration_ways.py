@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -76,6 +77,8 @@ def test_a_batch_runs_from_a_list_to_nodes(servers: list[Sshd], monkeypatch: pyt
     assert list(offered.values()) == [server.host_key.fingerprint for server in servers]
     assert batches.approve(batch, offered) == 3
     assert sorted(Node.objects.values_list("name", "labels")) == [(f"te{n}", ["lab"]) for n in range(3)]
+    batch.refresh_from_db()
+    assert batch.sign_in == "", "it is not needed more"
     (bad,) = Candidate.objects.filter(state="failed")
     assert (bad.typed, bad.reason) == ("te9:x", "A port is a number from 1 to 65535.")
 
@@ -275,3 +278,30 @@ def until(true: Callable[[], bool], what: str) -> None:
     while not true():
         assert time.monotonic() < deadline, f"not within 30 s: {what}"
         time.sleep(0.05)
+
+
+def test_a_key_with_a_passphrase_is_opened_once_for_all(
+    servers: list[Sshd], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "send", lambda task, *words: task(*words) if task is tasks.advance_batch else None)
+    key = Secret(sshd_support.keygen(tmp_path / "key", passphrase="open sesame"))
+    for server in servers:
+        server.authorized_keys.write_text((tmp_path / "key.pub").read_text())
+    rows = parse("\n".join(f"te{n} = {each.user}@{each.address}:{each.port}" for n, each in enumerate(servers)))
+    wrong = batches.begin(rows, SignIn(private_key=key, passphrase=Secret("wrong")), None)
+    assert set(wrong.candidates.values_list("state", flat=True)) == {"failed"}
+    assert "The passphrase does not open the private key." in wrong.candidates.all()[0].reason
+    tried: list[str] = []
+    monkeypatch.setattr(ssh, "read_key", _counting(ssh.read_key, tried))
+    batch = batches.begin(rows, SignIn(private_key=key, passphrase=Secret("open sesame")), None)
+    batches.approve(batch, {each.pk: ssh.HostKey(each.host_key).fingerprint for each in batch.candidates.all()})
+    assert Node.objects.count() == 3
+    assert tried.count("open sesame") == 2  # once for asking, once for registering
+
+
+def _counting(read: Callable[..., Any], tried: list[str]) -> Callable[..., Any]:
+    def counting(text: Secret, passphrase: Secret) -> Any:
+        tried.append(passphrase.reveal())
+        return read(text, passphrase)
+
+    return counting

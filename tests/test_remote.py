@@ -128,6 +128,7 @@ def test_a_protected_key_of_each_type_signs_in_with_its_passphrase(server: Sshd,
     with server.authorized_keys.open("a") as file:
         file.write((tmp_path / "k.pub").read_text())
     ssh.connect(server.login(private_key=text, passphrase=Secret("open sesame")), server.host_key).close()
+    ssh.connect(server.login(private_key=ssh.opened(text, Secret("open sesame"))), server.host_key).close()
     with pytest.raises(BadKey, match="passphrase does not open"):
         ssh.connect(server.login(private_key=text, passphrase=Secret("wrong")), server.host_key)
     with pytest.raises(BadKey, match="protected by a passphrase"):

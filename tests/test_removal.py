@@ -172,6 +172,18 @@ def test_a_node_in_use_is_not_removed(node: Node) -> None:
     assert node.fresh().state == NodeState.NEW
 
 
+def test_a_node_that_is_gone_with_its_ray_can_be_forgotten(node: Node, server: Sshd) -> None:
+    Node.objects.filter(pk=node.pk).update(
+        ray=Job.objects.create(node=node, name="ray", service=True, state=JobState.RUNNING))
+    with pytest.raises(Problem, match="Ray runs on te1"):
+        removal.forget(node.fresh(), None)
+    server.stop()
+    hosts.close_all()
+    node.move(NodeState.UNREACHABLE)
+    removal.forget(node.fresh(), None)
+    assert not Node.objects.exists()
+
+
 # --- recipes ---
 
 

@@ -288,7 +288,7 @@ def test_one_of_two_copies_that_dies_leaves_the_other_in_service(quarterdeck: Wa
     assert first.server is not None
     runs.end_job(first.server, "KILL")
     degraded = reach(twice, DeploymentState.DEGRADED)
-    assert degraded.reason.startswith("copy 1: The model server ended: ")
+    assert degraded.reason.startswith("Copy 1: The model server ended: ")
     assert [origin.port for origin in served(twice)] == [second.port]
 
 

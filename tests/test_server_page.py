@@ -59,8 +59,8 @@ def page(client: Client, deployment: Deployment) -> str:
 
 def test_each_server_is_told_with_its_place(operator: Client, deployment: Deployment) -> None:
     text = page(operator, deployment)
-    assert "Model servers copy 1 ready te1 , GPU 0, port 20700" in text
-    assert "copy 2 ready te1 , GPU 1, port 20701" in text
+    assert "Model servers Copy 1 ready te1 , GPU 0, port 20700" in text
+    assert "Copy 2 ready te1 , GPU 1, port 20701" in text
 
 
 def test_it_is_said_before_whether_a_replacement_makes_a_gap(operator: Client, deployment: Deployment) -> None:
@@ -74,6 +74,11 @@ def test_it_is_said_before_whether_a_replacement_makes_a_gap(operator: Client, d
     assert "There is no gap: new servers start beside" in page(operator, deployment)
 
 
+def test_a_replacement_that_cannot_be_says_why(operator: Client, deployment: Deployment) -> None:
+    Deployment.objects.update(copies=3, plan={})
+    assert "qwen wants 3 GPUs, and te1 has 2." in page(operator, deployment)
+
+
 def test_a_newer_revision_than_the_servers_have_is_offered(operator: Client, deployment: Deployment) -> None:
     Deployment.objects.update(revision=4)
     assert "The new ones run revision 4." in page(operator, deployment)
@@ -82,10 +87,10 @@ def test_a_newer_revision_than_the_servers_have_is_offered(operator: Client, dep
 def test_what_comes_back_by_itself_says_when_and_can_be_given_up(operator: Client, deployment: Deployment) -> None:
     soon = timezone.now() + timedelta(seconds=70)
     deployment.replicas.update(state="waiting", restart_at=soon, restarts=2, reason="The model server ended: x")
-    Deployment.objects.update(state="failed", reason="copy 1: The model server ended: x")
+    Deployment.objects.update(state="failed", reason="Copy 1: The model server ended: x")
     text = page(operator, deployment)
     assert "It is started again in 1 min" in text
-    assert "started again by itself 2 times" in text
+    assert "Started again by itself 2 times." in text
     assert "Nothing: it is started again by itself. Start does it now, Stop gives it up." in text
     assert 'data-open="stop"' in operator.get(deployment.get_absolute_url()).content.decode()
     Node.objects.update(state="unreachable")
@@ -96,7 +101,7 @@ def test_a_start_that_failed_is_not_said_to_come_back(operator: Client, deployme
     deployment.replicas.update(state="failed")
     Deployment.objects.update(state="failed", reason="no")
     text = page(operator, deployment)
-    assert "started again" not in text.replace("refused until it is started again", "")
+    assert "started again by itself" not in text.lower()
     assert "Read the log below" in text
 
 
@@ -109,3 +114,14 @@ def test_restart_replaces_one_copy_after_the_other(operator: Client, deployment:
     one = ["drain", "stop-server", "model", "room", "own-gpus", "serve", "verify", "switch"]
     assert kinds == one * 2
     assert run.options["way"] == "one by one"
+
+
+@pytest.mark.valkey
+def test_the_second_of_two_people_who_restart_is_told_so(operator: Client, deployment: Deployment) -> None:
+    address = reverse("deployment-restart", args=["qwen"])
+    operator.post(address)
+    second = operator.post(address)
+    assert second.status_code == 409
+    assert "Something else is already being done here." in second.content.decode()
+    assert Run.objects.count() == 1
+    assert deployment.replicas.count() == 4

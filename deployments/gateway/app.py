@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy as _
 from deployments.gateway import body, client, directory, draining, keys, limits, meter, routes, wire
 from deployments.gateway.errors import ApiError, Header, language_of
 from deployments.gateway.forward import Call, Send, forward
-from deployments.gateway.hangup import UntilHangUp
+from deployments.gateway.hangup import Line, UntilHangUp
 
 HEADERS_LIMIT = 32 * 1024  # bytes of a request's header lines
 
@@ -124,8 +124,9 @@ class Gateway:
         ask = body.understand(content, wire.value_of(headers, b"content-type"))
         limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
         route = await self._find(ask.model, view)
-        call = Call(path, ask, content, headers, marked, send, began)
-        await self._let_through(call, caller, route, receive)
+        line: Line | None = scope.get("quarterdeck.line")
+        call = Call(path, ask, content, headers, marked, send, began, line)
+        await self._let_through(call, caller, route, UntilHangUp(receive, line))
 
     async def _identify(self, headers: list[Header]) -> tuple[keys.Caller, directory.View]:
         """The caller, and the view that has its key. Raises `ApiError` for a key that is not known."""
@@ -146,13 +147,13 @@ class Gateway:
         return routes.find(view.routes, model)
 
     async def _let_through(
-        self, call: Call, caller: keys.Caller, route: routes.Route, receive: body.Receive
+        self, call: Call, caller: keys.Caller, route: routes.Route, until_hang_up: UntilHangUp
     ) -> None:
         """Forward a request within its key's limits, and count what it took, however it ends."""
         account = self._accounts[caller.user_id, caller.key_id]  # the pages of a user share one
         call.extra = account.begin(caller.allowance, caller.used_today, time.time())
         try:
-            async with UntilHangUp(receive):
+            async with until_hang_up:
                 await forward(self._pool, call, route, self._flights)
         except ApiError:
             call.failed = True

@@ -16,12 +16,14 @@ import msgspec
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
+from deployments.gateway.begun import Begun
 from deployments.gateway.errors import ApiError
 
 LIMIT = 20 * 1024 * 1024  # bytes
 PATIENCE = 120.0  # seconds for the whole body to arrive
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 
 _BOUNDARY = re.compile(rb'boundary=(?:"([^"\r\n]{1,70})"|([^\s";,]{1,70}))', re.IGNORECASE)
 _NAME = re.compile(rb'[;\s]name="?([^";\r\n]+)')
@@ -63,28 +65,38 @@ async def read(receive: Receive, declared: bytes | None) -> bytes:
     """
     if declared and int(declared) > LIMIT:
         raise _too_large()
+    first = Begun(receive())
+    if first.over and not first.value.get("more_body", False):  # it came with the head, as most do
+        return _part(first.value)
     try:
         async with asyncio.timeout(PATIENCE):
-            return await _collect(receive)
+            return await _collect(first.value if first.over else await first, receive)
     except TimeoutError as error:
         sentence = _("The request's body did not arrive in time. Send it again.")
         close = [(b"connection", b"close")]  # nobody waits for the rest
         raise ApiError(408, "request_timeout", sentence, headers=close) from error
 
 
-async def _collect(receive: Receive) -> bytes:
-    parts, size = [], 0
-    while True:
+async def _collect(message: Message, receive: Receive) -> bytes:
+    parts = [_part(message)]
+    size = len(parts[0])
+    while message.get("more_body", False):
         message = await receive()
-        if message["type"] == "http.disconnect":
-            raise HungUp
-        part = message.get("body", b"")
-        size += len(part)
+        parts.append(_part(message))
+        size += len(parts[-1])
         if size > LIMIT:
             raise _too_large()
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts) if len(parts) > 1 else part
+    return b"".join(parts)
+
+
+def _part(message: Message) -> bytes:
+    """What one message has of the body."""
+    if message["type"] == "http.disconnect":
+        raise HungUp
+    part: bytes = message.get("body", b"")
+    if len(part) > LIMIT:
+        raise _too_large()
+    return part
 
 
 def _too_large() -> ApiError:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import httptools
+
+from deployments.gateway.begun import Begun
 
 HIGH_WATER = 256 * 1024  # bytes buffered before the upstream is paused
 HEAD_LIMIT = 64 * 1024  # bytes of an answer's head
 SWEEP = 1.0  # seconds between looks at time-outs: exact enough for limits of minutes, and free for each chunk
 
 
-Sink = Callable[[bytes], Awaitable[None]]
+#: Takes a piece of an answer. Gives something to await when it has to wait for the client.
+Sink = Callable[[bytes], Awaitable[None] | None]
 
 
 class Origin(NamedTuple):
@@ -64,20 +67,6 @@ class Limits:
     keep: float = 4.0
 
 
-class _Begun:
-    """An awaitable that was begun outside of a task and has to wait: await it in one, and it goes on."""
-
-    def __init__(self, steps: Generator[Any, None, object], waits_for: Any) -> None:
-        self._steps, self._waits_for = steps, waits_for
-
-    def __await__(self) -> Generator[Any, None, None]:
-        try:
-            yield self._waits_for
-            yield from self._steps
-        finally:
-            self._steps.close()
-
-
 class Exchange:
     """One request and its answer.
 
@@ -100,7 +89,7 @@ class Exchange:
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
-        self._pending: _Begun | None = None
+        self._pending: Begun[None] | None = None
         self._heard = False  # since the last `check`: looking at the clock for each chunk would cost more
         self._deadline = connection.loop.time() + limits.first_byte
 
@@ -130,7 +119,8 @@ class Exchange:
                 pending, self._pending = self._pending, None
                 await pending
             elif self._chunks:
-                await sink(self._take())
+                if (wait := sink(self._take())) is not None:
+                    await wait
             else:
                 self._sink = sink
                 await self._more()
@@ -156,13 +146,12 @@ class Exchange:
 
     def _push(self, sink: Sink) -> None:
         """Call the sink outside of a task; what it waits for, if anything, is left to `pump`."""
-        sending = sink(self._take()).__await__()
-        try:
-            waits_for = next(sending)
-        except StopIteration:
+        if (wait := sink(self._take())) is None:
             return
-        self._sink, self._pending = None, _Begun(sending, waits_for)
-        self._wake()
+        sending = Begun(wait)
+        if not sending.over:
+            self._sink, self._pending = None, sending
+            self._wake()
 
     def _more(self) -> asyncio.Future[None]:
         """A future for the next thing that happens."""

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from deployments.gateway import body, client, routes, wire
 from deployments.gateway.draining import Flights
 from deployments.gateway.errors import ApiError, Header, language_of
+from deployments.gateway.hangup import Line
 from deployments.gateway.meter import Count
 from deployments.gateway.relay import Relay
 
@@ -36,6 +37,7 @@ class Call:
     marked: bytes  # the request id
     send: Send
     began: float  # loop time
+    line: Line | None = None  # the client's connection, where the server gives it
     extra: list[Header] = field(default_factory=list)  # for the head of the answer
     first: float = 0.0  # loop time of the first byte of the answer's body
     answered: bool = False  # its head has gone to the client
@@ -119,13 +121,19 @@ async def _pass_on(call: Call, name: str, exchange: client.Exchange) -> None:
     await send({"type": "http.response.start", "status": exchange.status, "headers": headers + call.extra})
     call.answered = True
 
-    def sink(data: bytes) -> Awaitable[None]:
-        return send({"type": "http.response.body", "body": relay.feed(data), "more_body": True})
+    write = call.line.write_body if call.line is not None and events else None
+
+    def sink(data: bytes) -> Awaitable[None] | None:
+        data = relay.feed(data)
+        if write is not None and write(data):
+            return None
+        return send({"type": "http.response.body", "body": data, "more_body": True})
 
     try:
         data = await exchange.read()
         call.first = asyncio.get_running_loop().time()
-        await sink(data)
+        if (wait := sink(data)) is not None:
+            await wait
         await exchange.pump(sink)
     except client.UpstreamError as error:
         if not events:

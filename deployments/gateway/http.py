@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,6 +19,22 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._lost = False
+        self._on_hang_up: Callable[[], None] | None = None
+
+    def on_hang_up(self, call: Callable[[], None] | None) -> None:
+        """See `hangup.Line`. One request of a connection is worked on at a time."""
+        self._on_hang_up = call
+        if call is not None and self._lost:
+            self.loop.call_soon(call)
+
+    def write_body(self, data: bytes) -> bool:
+        """See `hangup.Line`. False while the client is slow, and for an answer of another kind than in chunks."""
+        if self.flow.write_paused or not self.cycle.chunked_encoding or self.cycle.response_complete or self._lost:
+            return False
+        if data:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -26,6 +43,9 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_here()
         super().connection_lost(exc)
+        self._lost = True
+        if self._on_hang_up is not None:
+            self._on_hang_up()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -36,6 +56,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["quarterdeck.line"] = self  # type: ignore[typeddict-unknown-key]
         self._expect_head()
 
     def on_headers_complete(self) -> None:

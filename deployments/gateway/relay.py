@@ -76,16 +76,25 @@ class Relay:
 
 
 def _without_usage(data: bytes) -> bytes:
-    events = data.split(b"\n\n")
-    return b"\n\n".join(event for event in events if not (_USAGE.search(event) and _NO_CHOICES.search(event)))
+    """Whole events without the one that has no choices, only usage: among the last, so it is looked for from there."""
+    end = len(data)
+    while (at := data.rfind(b'"usage"', 0, end)) >= 0:
+        before = data.rfind(b"\n\n", 0, at)
+        begin = before + 2 if before >= 0 else 0
+        after = data.find(b"\n\n", at) + 2
+        event = data[begin:after]
+        if _USAGE.search(event) and _NO_CHOICES.search(event):
+            data = data[:begin] + data[after:]
+        end = begin
+    return data
 
 
 def _last_usage(tail: bytes) -> dict[str, Any] | None:
-    found = list(_USAGE.finditer(tail))
-    if not found:
+    at = max(tail.rfind(b'"usage":{'), tail.rfind(b'"usage": {'))
+    if at < 0:
         return None
     try:
-        usage, _ = _decode(tail[found[-1].end() :].decode("utf-8", "replace"))
+        usage, _ = _decode(tail[tail.index(b"{", at) :].decode("utf-8", "replace"))
     except ValueError:
         return None
     return usage if isinstance(usage, dict) else None

@@ -103,6 +103,21 @@ def read_key(text: Secret, passphrase: Secret) -> paramiko.PKey:
     )
 
 
+def opened(text: Secret, passphrase: Secret) -> Secret:
+    """The key without its passphrase, for who signs in to many hosts: opening it costs a tenth of a second each time.
+
+    Raises `BadKey`.
+    """
+    from cryptography.hazmat.primitives import serialization
+
+    read_key(text, passphrase)
+    load = serialization.load_ssh_private_key if "OPENSSH" in text.reveal() else serialization.load_pem_private_key
+    key = load(text.reveal().encode(), passphrase.reveal().encode() or None)
+    plain = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+    return Secret(plain.decode())
+
+
 def _is_wrong_passphrase(error: Exception, passphrase: Secret) -> bool:
     said = f"{error} {error.__cause__ or ''}".lower()
     return bool(passphrase.reveal()) and any(word in said for word in ("passphrase", "decrypt", "checkint", "password"))
