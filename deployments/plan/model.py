@@ -37,8 +37,7 @@ _NESTED = ("text_config", "llm_config", "language_config")
 _INHERITED = ("torch_dtype", "dtype", "quantization_config", "tie_word_embeddings", "architectures")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 #: Rotary scalings whose factor is not to be applied to the configured length again (vLLM, config/model.py).
-_ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "default", None)
-_YARN = ("yarn", "deepseek_yarn")
+_ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", None)
 VOCABULARY_PADDING = 64
 
 
@@ -254,8 +253,6 @@ def _longest(c: Config) -> int:
     length = c.get("model_max_length") or min(lengths, default=0)
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type")
-    if kind in _YARN and rope.get("original_max_position_embeddings"):
-        return int(rope["original_max_position_embeddings"] * (rope.get("factor") or 1))
     if kind not in _ALREADY_SCALED and "gemma3" not in str(c.get("model_type")):
         length *= rope.get("factor") or 1
     return int(length)
