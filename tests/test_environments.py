@@ -150,6 +150,7 @@ def test_conda_without_an_installer_says_what_is_missing(tmp_path: Path) -> None
 
 def test_what_conda_brought_and_the_set_has_not_is_taken_away(tmp_path: Path) -> None:
     run_job(python_env.environment(FACTS, site(tmp_path)), tmp_path / "job")
+    (tmp_path / "root/env/conda-meta").mkdir()
     packages = next((tmp_path / "root/env/lib").glob("python3*/site-packages"))
     for name in ("wheel-0.45.0", "torch-1.0", "pip-25.0"):
         (packages / f"{name}.dist-info").mkdir()

@@ -109,6 +109,9 @@ class Group {
   }
 }
 
+// For whoever looks at a page by hand, and for the tests.
+Object.defineProperty(window, "charts", { get: () => groups.flatMap((group) => group.charts) });
+
 function start() {
   for (let at = groups.length - 1; at >= 0; at -= 1) if (!groups[at].root.isConnected) groups.splice(at, 1);
   for (const root of document.querySelectorAll("[data-charts]")) {

@@ -1,7 +1,7 @@
 // One node of the fleet: its tiles, or its strip of GPUs. Only what is on the screen is drawn.
 
 import { GPU, gpuOf, newest } from "./samples.js";
-import { holdersOf, shown } from "./holders.js";
+import { holdersOf, othersOf, shown } from "./holders.js";
 import { Tile } from "./tiles.js";
 import { word } from "./words.js";
 
@@ -45,8 +45,9 @@ export class TilesView extends View {
   constructor(fleet, node) {
     super(fleet, node, "host");
     this.tiles = [];
-    this.root.classList.toggle("is-wide", node.gpus.length > 1);
+    this.root.classList.toggle("is-wide", node.gpus.length > 2);
     this.part("tiles").classList.toggle("tiles-1", node.gpus.length < 2);
+    this.part("tiles").classList.toggle("tiles-2", node.gpus.length === 2);
     this.rename(node);
   }
 
@@ -127,11 +128,11 @@ export class StripView extends View {
     if (index !== null && !row) return this.heights(cell, 0, 0, 0, `${word("gpu", { i: index })}: ${word("stale")}`);
     const [used, total] = row ? [row[GPU.USED] / 1024, row[GPU.TOTAL] / 1024] : sample.mem.map((bytes) => bytes / GIB);
     const load = row ? row[GPU.LOAD] : sample.cpu;
-    const others = row ? Math.min(used, holdersOf(this.fleet, this.node, index).otherMib / 1024) : 0;
-    const facts = [fixed(used, 1), "/", fixed(total, 1, " GiB,"), fixed(load, 0, " %")];
-    if (row) facts.push(`, ${fixed(row[GPU.TEMPERATURE], 0, " °C")}, ${fixed(row[GPU.POWER], 0, " W")}`);
+    const others = row ? Math.min(used, othersOf(this.fleet, this.node, index, used * 1024) / 1024) : 0;
+    const facts = [`${fixed(used, 1)} / ${fixed(total, 1, " GiB")}`, fixed(load, 0, " %")];
+    if (row) facts.push(fixed(row[GPU.TEMPERATURE], 0, " °C"), fixed(row[GPU.POWER], 0, " W"));
     const name = row ? word("gpu", { i: index }) : word("memory");
-    return this.heights(cell, (used - others) / total, others / total, load, `${name}: ${facts.join(" ")}`);
+    return this.heights(cell, (used - others) / total, others / total, load, `${name}: ${facts.join(", ")}`);
   }
 
   /** How high a cell is filled is its memory, how dark the load. */

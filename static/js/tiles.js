@@ -1,7 +1,7 @@
 // A tile: one GPU, or the memory and CPU of a node that has none. Numbers keep their width.
 
 import { GPU, gpuOf, newest } from "./samples.js";
-import { holdersOf, shown } from "./holders.js";
+import { holdersOf, IDLE, othersOf, placedOn, shown } from "./holders.js";
 import { word } from "./words.js";
 
 const MINUTES = 60;
@@ -76,13 +76,14 @@ export class Tile {
   }
 
   draw() {
-    this.drawHolders();
     const sample = newest.get(`s${this.node.id}`);
     const now = sample && reading(sample, this.index);
+    this.drawHolders((now?.used ?? 0) * 1024);
     if (!now || now.total == null) return;
     this.line.add(sample.t, now.load);
     const percent = now.total ? (100 * (now.used ?? 0)) / now.total : 0;
-    const others = Math.min(percent, now.total ? (100 * this.otherMib) / 1024 / now.total : 0);
+    const foreign = this.gpu ? othersOf(this.fleet, this.node, this.index, (now.used ?? 0) * 1024) : 0;
+    const others = Math.min(percent, now.total ? (100 * foreign) / 1024 / now.total : 0);
     this.bar("ours", 0, percent - others);
     this.bar("others", percent - others, others);
     this.part("ours").parentNode.setAttribute("aria-label", word("used", { used: number(now.used, 1), total: number(now.total, 1) }));
@@ -102,20 +103,15 @@ export class Tile {
     this.part(name).setAttribute("width", `${Math.max(0, width).toFixed(1)}%`);
   }
 
-  /** Whether a deployment that was given these GPUs of the node (none: it chose itself) may be on this one. */
-  takes(gpus) {
-    return this.index === null || !gpus?.length || gpus.includes(this.index);
-  }
-
-  drawHolders() {
+  drawHolders(used) {
     const holders = holdersOf(this.fleet, this.node, this.index);
-    this.otherMib = holders.otherMib;
-    const own = this.node.serves.filter((name) => this.takes(this.node.placed[name]));
-    const told = JSON.stringify([[...holders.ours], holders.others, own]);
+    const own = placedOn(this.node, this.index);
+    const nobody = !this.gpu ? "" : used > IDLE ? word("busy") : word("free");
+    const told = JSON.stringify([[...holders.ours], holders.others, own, nobody]);
     if (told === this.told) return;
     this.told = told;
     const who = shown(this.fleet, holders, own);
-    if (!who.length) who.push(Object.assign(document.createElement("span"), { className: "faint", textContent: this.gpu ? word("free") : "" }));
+    if (!who.length) who.push(Object.assign(document.createElement("span"), { className: "faint", textContent: nobody }));
     this.part("who").replaceChildren(...who);
   }
 }
