@@ -25,7 +25,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the YAML file; - reads standard input")
-        parser.add_argument("--start", action="store_true", help="roll out what does not run, replace what runs and was changed")
+        parser.add_argument("--start", action="store_true", help="roll out what rests, replace what was changed")
         parser.add_argument("--check", action="store_true", help="only say whether the file could be applied")
 
     def handle(self, *args: Any, **options: Any) -> None:
