@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.problems import Problem
-from nodes import locks
+from nodes import locks, preparation
 from nodes.facts import Environment, Facts, Process, Python
 from nodes.models import Cluster, Node
 from nodes.recipes import Lock, Satisfied, Site, asset, python_env
@@ -238,6 +238,15 @@ def test_the_first_complete_node_is_the_others_lock() -> None:
     assert locks.lock_for(second) is None
     for node in (first, third):
         assert locks.lock_for(node) == Lock("3.12.3", SET, "abc123abc123", "te2")
+
+
+@pytest.mark.django_db
+def test_an_environment_that_servers_run_out_of_stays_as_it_is() -> None:
+    used = dataclasses.replace(complete("000000000000"), leftovers=(Process(4711, ours=True),))
+    _first, second, third = nodes(complete("abc123abc123"), used, complete("000000000000"))
+    assert isinstance(python_env.environment(second.facts, preparation.site_with_lock(second)), Satisfied)
+    assert isinstance(python_env.packages(second.facts, preparation.site_with_lock(second)), Satisfied)
+    assert isinstance(python_env.packages(third.facts, preparation.site_with_lock(third)), Command)
 
 
 @pytest.mark.django_db
