@@ -82,7 +82,7 @@ class NamespaceHost(Host):
 
     def command(self, *words: str) -> list[str]:
         settings = [f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8"]
-        return ["nsenter", "-t", str(self.pid), "--all", "--root", "--wd=/", "env", "-i", *settings, *words]
+        return ["nsenter", "-t", str(self.pid), "--all", "--root", "env", "-i", "-C", "/", *settings, *words]
 
     def path(self, inside: str) -> Path:
         """By way of its process 1, so that overlays are seen as the host sees them."""
