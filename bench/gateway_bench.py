@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gateway_engine import kept
 from gateway_subjects import PATH, Subject, direct, gateway, litellm, nginx, process, running
 
 HERE = Path(__file__).resolve().parent
@@ -177,7 +178,6 @@ def single_requests(ours: Subject, upstream: int) -> dict[str, Any]:
         },
         "stuck_reader_mib": round(stuck_mib(ours), 2),
         "cpu_us_whole_request": round(whole_us(ours)),
-        "engine_tokens_vs_direct": None,  # needs a real engine, which this bench does not start
     }
 
 
@@ -186,6 +186,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="alternating repetitions (default: 3)")
     parser.add_argument("--seconds", type=float, default=TOKENS * PACE_MS / 1e3, help="of each run's window")
     parser.add_argument("--streams", type=int, nargs="+", default=[32, 128, 512], help="numbers of paced streams")
+    parser.add_argument("--vllm", help="a vllm program for CPUs: also measure with a real engine")
+    parser.add_argument("--model", help="the directory of a small model for it")
+    parser.add_argument("--only-engine", action="store_true", help="nothing but that")
     options = parser.parse_args()
     if not shutil.which("gcc"):
         sys.exit("bench/gateway compiles its model server and load: install gcc.")
@@ -193,4 +196,6 @@ def main() -> None:
         here = Path(directory)
         wire = here / "gateway_wire"
         subprocess.run(["gcc", "-O2", "-o", str(wire), str(HERE / "gateway_wire.c")], check=True)
-        print(json.dumps(measure(wire, here, options)))
+        found = {} if options.only_engine else measure(wire, here, options)
+        share = kept(options.vllm, options.model, here, options.repeat) if options.vllm else None
+        print(json.dumps({**found, "engine_tokens_vs_direct": share}))

@@ -94,12 +94,12 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    argv: list[str], core: int, log: Path, env: dict[str, str] | None = None
+    argv: list[str], core: int | None, log: Path, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A child on one core, ended with its group at the end."""
+    """A child, on one core unless that is None, ended with its group at the end."""
     with log.open("w") as errors:
         child = subprocess.Popen(
-            ["taskset", "-c", str(core), *argv],
+            [*(["taskset", "-c", str(core)] if core is not None else []), *argv],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

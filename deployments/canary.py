@@ -69,17 +69,22 @@ def look(replica: Replica) -> Found:
     try:
         answer = engine.prompt(replica, 1, PATIENCE)
     except httpx.ReadTimeout:  # it was connected to, and did not answer
-        after = generated(replica)
-        return Found.WORKS if after is not None and after > (before or 0) else Found.MUTE
+        return _meanwhile(replica, before)
     except httpx.ConnectError:
         return Found.OUT_OF_SIGHT if _listens(replica) else Found.MUTE
     except httpx.HTTPError:
         return Found.OUT_OF_SIGHT
-    if answer.status_code >= 500:
-        return Found.MUTE
+    if answer.status_code >= 500:  # also of one that refuses what it has no room for
+        return _meanwhile(replica, before)
     if before is not None:
         _remember(replica, before + 1)  # the prompt's own token is nobody's traffic
     return Found.WORKS
+
+
+def _meanwhile(replica: Replica, before: float | None) -> Found:
+    """Whether it generated for others while it did not for us: then it is busy."""
+    after = generated(replica)
+    return Found.WORKS if after is not None and before is not None and after > before else Found.MUTE
 
 
 def _listens(replica: Replica) -> bool:

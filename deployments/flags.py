@@ -69,11 +69,10 @@ class Accepted(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """A flag that vLLM had. ``instead`` is its new name, where it was renamed; else it is dropped if it is harmless."""
+    """A flag that vLLM had; where it cannot be translated it is dropped if that is harmless."""
 
     why: Text
     harmless: bool = True
-    instead: str = ""
 
 
 _NO_EFFECT = gettext_lazy("It has no effect any more.")
@@ -88,12 +87,12 @@ GONE: Mapping[str, Gone] = {
     "device": Gone(gettext_lazy("vLLM finds the device by itself.")),
     "max-seq-len-to-capture": Gone(gettext_lazy("vLLM decides by itself what it captures in CUDA graphs.")),
     "cuda-graph-sizes": Gone(
-        gettext_lazy("Write the sizes as compilation-config={\"cudagraph_capture_sizes\": [1, 2, 4]}."), False),
-    "task": Gone(gettext_lazy("It is called runner now."), False, "runner"),
+        gettext_lazy("Write each size, as in cudagraph-capture-sizes=[1, 2, 4]."), False),
+    "task": Gone(gettext_lazy("It is called runner now."), False),
     "guided-decoding-backend": Gone(
-        gettext_lazy("It is a part of structured-outputs-config now."), False, "structured-outputs-config"),
-    "rope-scaling": Gone(gettext_lazy("It is a part of hf-overrides now."), False, "hf-overrides"),
-    "rope-theta": Gone(gettext_lazy("It is a part of hf-overrides now."), False, "hf-overrides"),
+        gettext_lazy("It is a part of structured-outputs-config now."), False),
+    "rope-scaling": Gone(gettext_lazy("It is a part of hf-overrides now."), False),
+    "rope-theta": Gone(gettext_lazy("It is a part of hf-overrides now."), False),
 }
 _RUNNERS = {"generate": "generate", "draft": "draft", "transcription": "generate"}
 _SHORT = {
@@ -164,6 +163,8 @@ def _translated(name: str, value: Any) -> dict[str, Any]:
             return {"runner": _RUNNERS.get(str(value), "pooling")} if value not in ("auto", True) else {}
         case "guided-decoding-backend" if isinstance(value, str):
             return {"structured-outputs-config": {"backend": value.partition(":")[0]}}
+        case "cuda-graph-sizes" if isinstance(value, list) and len(value) > 1:
+            return {"cudagraph-capture-sizes": value}
         case "rope-scaling" if isinstance(value, dict):
             return {"hf-overrides": {"rope_parameters": value}}
         case "rope-theta" if isinstance(value, int | float) and not isinstance(value, bool):

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy
 from controlplane.problems import Problem
 from deployments import commands, diagnosis
 from deployments.models import Deployment, Replica
-from nodes import clusters_steps, clusters_view, runs
+from nodes import clusters_room, clusters_steps, clusters_view, runs
 from nodes.clusters_address import members
 from nodes.clusters_view import View
 from nodes.facts import Facts
@@ -36,7 +36,7 @@ def deployment_of(step: Step) -> Deployment:
 
 def _room(step: Step) -> Done:
     """Ports and memory are looked at once more, so that a start that cannot succeed fails now."""
-    facts = clusters_steps.make_room(step.node)
+    facts = clusters_room.make_room(step.node)
     for replica in deployment_of(step).replicas.filter(node=step.node, state="waiting"):
         _check_port(replica, facts)
     return Done(_("%(free).1f GiB of memory available") % {"free": facts.memory_available / 2**30})

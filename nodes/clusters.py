@@ -18,7 +18,8 @@ from django.utils.translation import gettext_lazy
 from controlplane.problems import Problem
 from nodes import preparation, runs, signals
 from nodes.clusters_address import address_in, members
-from nodes.clusters_steps import as_members, change, foreign_leftovers, note_stopped, running
+from nodes.clusters_room import foreign_leftovers
+from nodes.clusters_steps import as_members, change, note_stopped, running
 from nodes.models import Cluster, Node, Run, Step
 from nodes.runs import Planned, Story
 from nodes.states import FINISHED, ClusterState, NodeState

@@ -58,11 +58,12 @@ class NetworkForm(DeckForm):
         return network
 
     def clean_resources(self) -> Mapping[str, dict[str, float]]:
-        """Node name → what it offers."""
+        """Node name → what it offers. Ray takes whole numbers, and parts of one."""
         found: dict[str, dict[str, float]] = {}
         for line in filter(None, map(str.strip, self.cleaned_data["resources"].splitlines())):
             read = _LINE.fullmatch(line)
-            if read is None or read["name"] in _RAYS_OWN or read["name"].startswith("node"):
+            whole = read is not None and (float(read["amount"]) <= 1 or float(read["amount"]).is_integer())
+            if read is None or not whole or read["name"] in _RAYS_OWN or read["name"].startswith("node"):
                 said = _("“%(line)s” is not understood. Write it as te1: fast-disk=1; Ray counts CPU and GPU itself.")
                 raise ValidationError(said % {"line": line[:80]})
             found.setdefault(read["node"], {})[read["name"]] = float(read["amount"])

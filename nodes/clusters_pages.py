@@ -13,7 +13,8 @@ from django.utils.translation import gettext as _
 from controlplane.problems import Problem
 from nodes import clusters_care, clusters_view
 from nodes.clusters_address import inner_address, members
-from nodes.clusters_steps import as_members, foreign_leftovers, last_view, plan_of, running
+from nodes.clusters_room import foreign_leftovers
+from nodes.clusters_steps import as_members, last_view, plan_of, running
 from nodes.clusters_view import RayNode, View
 from nodes.facts import Facts, Interface, Process
 from nodes.models import Cluster, Node

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Self
 
@@ -188,7 +189,12 @@ _LISTS = {
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     """What of ``data`` the dataclass has a field for."""
-    return {item.name: data[item.name] for item in fields(kind) if item.name in data}
+    return {name: data[name] for name in _names(kind) if name in data}
+
+
+@lru_cache(maxsize=16)
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind))
 
 
 def probe_answer(output: str, sent: float, received: float) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class NodeForm(DeckForm):
 
     @staticmethod
     def _bastion(data: dict[str, Any]) -> Row | Bad | None:
-        found = parse(data["bastion"], user=data.get("user", ""))
+        found = parse(data["bastion"], data.get("user", ""), taken={*Node.objects.values_list("name", flat=True)})
         return found[0] if len(found) == 1 else None
 
     def rows(self) -> list[Row | Bad]:
@@ -240,7 +240,10 @@ class NodeForm(DeckForm):
         """The jump host, as `batches.begin` takes it."""
         jump = self.cleaned_data["jump"]
         if jump == OTHER:
-            return {"bastion": self._bastion(self.cleaned_data)}
+            typed = self._bastion(self.cleaned_data)
+            assert isinstance(typed, Row)  # else the form is not valid
+            node = Node.objects.filter(user=typed.user, address=typed.address, port=typed.port).first()
+            return {"jump": node} if node else {"bastion": typed}
         return {"jump": Node.objects.get(name=jump.removeprefix("node:"))} if jump else {}
 
     def typed(self) -> dict[str, Any]:

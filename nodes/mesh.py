@@ -128,7 +128,7 @@ def _mesh(step: Step) -> Done:
     one, other = step.node, Node.objects.get(pk=step.about.partition(":")[2])
     try:
         found = _measured(one, other)
-    except (HostProblem, Problem, ValueError) as error:
+    except (HostProblem, Problem, ValueError, KeyError, TypeError) as error:
         told = error.told if isinstance(error, Problem) else str(error)
         _note(one, other, problem=told)
         _note(other, one, problem=told)
@@ -169,10 +169,11 @@ def _rates(here: Visit, there: Visit, out: dict[str, Any], back: dict[str, Any])
 
 
 def _values(found: dict[str, Any], rate: str) -> dict[str, Any]:
+    """What a node said, as far as it can be: it may say anything."""
     if "error" in found:
         return {"problem": str(found["error"])[:300]}
     closed = [port for port in found["closed"] if isinstance(port, int)][:PORTS]
-    rtt, gbps = found.get("rtt_ms"), found.get(rate)
+    rtt, gbps = (value if isinstance(value, int | float) else None for value in (found.get("rtt_ms"), found.get(rate)))
     return {"rtt_ms": rtt, "gbps": gbps, "closed": closed, "ports": int(found["tried"]), "problem": ""}
 
 
@@ -210,7 +211,7 @@ def _trust_check(step: Step) -> Done:
     answer = ask(shared_host(step.node), python("python3", TRUST_CHECK), json.dumps(list(peers)).encode(), 60)
     said: dict[str, str] = json.loads(answer.text.strip().splitlines()[-1])
     for address, peer in peers.items():
-        why = str(said.get(address, "?"))
+        why = str(said.get(address, "?"))[:300]
         values = {"trusted": not why, "trust_problem": why, "trust_at": timezone.now()}
         Link.objects.update_or_create(source=step.node, target=peer, defaults=values)
     good = sum(not said.get(address, "?") for address in peers)

@@ -216,6 +216,7 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Other accelerators"), _others(facts)),
         (_("Network"), "\n".join(map(_interface, facts.interfaces[:6]))),
         (_("Name resolves to"), facts.hostname_address),
+        (_("Ports in use"), _ports(facts)),
         (_("Clock"), _clock(facts)),
         ("Python", ", ".join(dict.fromkeys(one.version for one in facts.pythons)) or facts.python),
         (_("Environment"), _environment(facts)),
@@ -263,6 +264,11 @@ def _others(facts: Facts) -> str:
 def _interface(one: Interface) -> str:
     speed = f"{one.mbits / 1000:g} Gbit/s" if one.mbits else ""
     return ", ".join(filter(None, [f"{one.name} {one.address}", speed]))
+
+
+def _ports(facts: Facts) -> str:
+    most = 16
+    return ", ".join(map(str, facts.listening[:most])) + (" …" if len(facts.listening) > most else "")
 
 
 def _clock(facts: Facts) -> str:

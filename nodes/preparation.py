@@ -107,8 +107,13 @@ def site(node: Node) -> Site:
 
 
 def site_with_lock(node: Node) -> Site:
-    """The same, with what the cluster's first node has: only preparing asks for it."""
-    return replace(site(node), lock=locks.lock_for(node))
+    """The same, with what the cluster's first node has: only preparing asks for it.
+
+    Not while programs run out of a complete environment: that it differs is shown, and no reason to end them.
+    """
+    facts = node.facts
+    in_use = facts.environment.verified and any(process.ours for process in facts.leftovers)
+    return site(node) if in_use else replace(site(node), lock=locks.lock_for(node))
 
 
 def gather(node: Node) -> Facts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils.translation import gettext as _
@@ -9,8 +11,8 @@ from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
 from nodes import access, clusters, preparation, runs
-from nodes.hosts import close_shared, shared_host
-from nodes.models import Node, Run, Step
+from nodes.hosts import close_shared, jump_host, shared_host
+from nodes.models import Bastion, Node, Run, Step
 from nodes.recipes import Satisfied
 from nodes.recipes import removal as recipes
 from nodes.remote.command import Command
@@ -66,17 +68,33 @@ def _check_unused(node: Node) -> None:
 
 
 def _delete(node: Node) -> None:
+    last = _bastion_of_its_own(node)
     close_shared(node)
     with transaction.atomic():
         node.heads.all().delete()
         node.delete()
+        if last is not None:
+            close_shared(last)
+            last.delete()
 
 
 def _take_key_away(node: Node) -> None:
-    try:
+    with suppress(Problem):  # a node that is gone cannot be asked; forgetting it is what was wanted
         access.remove_key(shared_host(node))
-    except Problem:
-        return  # a node that is gone cannot be asked; forgetting it is what was wanted
+    _take_key_off_bastion(node)
+
+
+def _take_key_off_bastion(node: Node) -> None:
+    """A jump host that no other node is reached through needs our key no longer."""
+    last = _bastion_of_its_own(node)
+    with suppress(Problem):
+        if host := jump_host(None, last):
+            access.remove_key(host)
+
+
+def _bastion_of_its_own(node: Node) -> Bastion | None:
+    shared = node.bastion is not None and node.bastion.reached_through.exclude(pk=node.pk).exists()
+    return None if shared else node.bastion
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -101,6 +119,7 @@ def _key(step: Step) -> Done:
         ask(shared_host(step.node), command)
     except SignInRefused:  # a worker took it away and was killed before it could say so
         return Done(_("it was gone already"))
+    _take_key_off_bastion(step.node)
     return Done()
 
 

@@ -22,7 +22,7 @@ from nodes.preflight import findings
 
 @require_safe
 def nodes(request: HttpRequest) -> HttpResponse:
-    return render(request, "nodes/list.html", {"nodes": Node.objects.select_related("cluster")})
+    return render(request, "nodes/list.html", {"nodes": Node.objects.select_related("cluster", "jump", "bastion")})
 
 
 @require_safe

@@ -83,7 +83,7 @@ MANY = f"""async (count) => {{{PANE}
   watch();
   while (pane.fresh.length || pane.frame) await frames(1);
   await frames(2);
-  const atEnd = pane.atEnd();
+  const atEnd = pane.scroll.atEnd();
   pane.filter("line 77777 ");
   last = performance.now();
   watch();

@@ -24,7 +24,7 @@ from controlplane.problems import Problem
 from deployments import rollout
 from deployments.models import Deployment
 from deployments.states import DeploymentState
-from nodes import clusters, clusters_care, clusters_steps, preparation, runs, signals, tasks
+from nodes import clusters, clusters_care, clusters_room, clusters_steps, preparation, runs, signals, tasks
 from nodes.clusters_address import members
 from nodes.clusters_view import RayNode, View
 from nodes.models import Cluster, Job, Node, Run
@@ -51,7 +51,7 @@ def few_pythons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def ports_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """All nodes of these tests share one machine's ports, on which each would find the others' Ray."""
-    monkeypatch.setattr(clusters_steps, "make_room", preparation.gather)
+    monkeypatch.setattr(clusters_room, "make_room", preparation.gather)
 
 
 @pytest.fixture
@@ -339,9 +339,9 @@ def test_what_an_ended_job_left_is_ended_and_what_is_somebody_elses_is_not(
     try:
         until(lambda: {ours.pid, other.pid} <= {one.pid for one in preparation.gather(node).leftovers}, 20)
         facts = preparation.gather(node)
-        assert clusters_steps.end_own_leftovers(facts) == 1
+        assert clusters_room.end_own_leftovers(facts) == 1
         assert ours.wait(10) == -signal.SIGKILL
-        foreign = {one.pid for one in clusters_steps.foreign_leftovers(facts)}
+        foreign = {one.pid for one in clusters_room.foreign_leftovers(facts)}
         assert other.pid in foreign
         assert ours.pid not in foreign
         assert other.poll() is None

@@ -103,6 +103,7 @@ def test_it_is_started_at_once_where_that_is_pressed(operator: Client, nodes: li
     ({"network": "192.168.0.0/24"}, "has no address in 192.168.0.0/24"),
     ({"port_base": "80"}, "A port here is a number from 1024 to 65000."),
     ({"resources": "te1: GPU=8"}, "is not understood. Write it as te1: fast-disk=1"),
+    ({"resources": "te1: disk=1.5"}, "is not understood."),
     ({"resources": "te9: disk=1"}, "te9 is not one of the nodes chosen."),
 ])  # fmt: skip
 def test_what_is_wrong_in_the_form_is_said(

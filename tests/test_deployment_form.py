@@ -137,8 +137,8 @@ def test_the_plan_speaks_chinese(operator: Client, four: Cluster) -> None:
 
 def test_a_longer_context_by_overriding_the_config_is_planned_with(operator: Client, four: Cluster) -> None:
     assert "The model allows 131,072 tokens" in planned(operator, max_model_len="262144")
-    yarn = '{"rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 131072}}'
-    assert "The model allows" not in planned(operator, max_model_len="262144", extra=f"hf-overrides={yarn}")
+    longer = '{"max_position_embeddings": 262144, "rope_parameters": {"rope_type": "yarn", "factor": 2}}'
+    assert "The model allows" not in planned(operator, max_model_len="262144", extra=f"hf-overrides={longer}")
 
 
 def test_viewers_may_not_plan(four: Cluster) -> None:

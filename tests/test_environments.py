@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.problems import Problem
-from nodes import locks
+from nodes import locks, preparation
 from nodes.facts import Environment, Facts, Process, Python
 from nodes.models import Cluster, Node
 from nodes.recipes import Lock, Satisfied, Site, asset, python_env
@@ -150,6 +150,7 @@ def test_conda_without_an_installer_says_what_is_missing(tmp_path: Path) -> None
 
 def test_what_conda_brought_and_the_set_has_not_is_taken_away(tmp_path: Path) -> None:
     run_job(python_env.environment(FACTS, site(tmp_path)), tmp_path / "job")
+    (tmp_path / "root/env/conda-meta").mkdir()
     packages = next((tmp_path / "root/env/lib").glob("python3*/site-packages"))
     for name in ("wheel-0.45.0", "torch-1.0", "pip-25.0"):
         (packages / f"{name}.dist-info").mkdir()
@@ -237,6 +238,15 @@ def test_the_first_complete_node_is_the_others_lock() -> None:
     assert locks.lock_for(second) is None
     for node in (first, third):
         assert locks.lock_for(node) == Lock("3.12.3", SET, "abc123abc123", "te2")
+
+
+@pytest.mark.django_db
+def test_an_environment_that_servers_run_out_of_stays_as_it_is() -> None:
+    used = dataclasses.replace(complete("000000000000"), leftovers=(Process(4711, ours=True),))
+    _first, second, third = nodes(complete("abc123abc123"), used, complete("000000000000"))
+    assert isinstance(python_env.environment(second.facts, preparation.site_with_lock(second)), Satisfied)
+    assert isinstance(python_env.packages(second.facts, preparation.site_with_lock(second)), Satisfied)
+    assert isinstance(python_env.packages(third.facts, preparation.site_with_lock(third)), Command)
 
 
 @pytest.mark.django_db

@@ -62,6 +62,7 @@ def test_a_flag_that_does_not_is_a_problem_with_what_was_meant(name: str, value:
         ("task", "auto", {}),
         ("guided-decoding-backend", "xgrammar:no-fallback", {"structured-outputs-config": {"backend": "xgrammar"}}),
         ("rope-theta", 1e6, {"hf-overrides": {"rope_parameters": {"rope_theta": 1e6}}}),
+        ("cuda-graph-sizes", [1, 2], {"cudagraph-capture-sizes": [1, 2]}),
         ("tp", 2, {"tensor-parallel-size": 2}),
     ],
 )

@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,15 @@ def test_each_host_has_a_name_an_address_files_and_processes_of_its_own(pair: La
     assert not Path("/etc/note").exists()
     assert str(os.getpid()) not in said(first, "ls /proc")
     assert not first.path(str(ROOT)).exists(), "it sees this machine's own directories"
+
+
+def test_what_hosts_share_none_of_them_can_change(tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("this machine's")
+    with Lab(1, share={"/data/shared": tmp_path}) as lab:
+        host = lab.hosts[0]
+        assert said(host, "cat /data/shared/note") == "this machine's"
+        assert said(host, "rm -f /data/shared/note 2>/dev/null || echo refused") == "refused\n"
+    assert (tmp_path / "note").read_text() == "this machine's"
 
 
 def test_hosts_reach_each_other(pair: Lab) -> None:
@@ -190,3 +202,37 @@ def test_a_whole_quarterdeck_with_the_lab_registered(lab_deck: LabDeck, lab4: La
         facts = lab_deck.facts(host.name)
         assert facts["home"] == "/root", json.dumps(facts)
     assert BASE.exists()
+
+
+def test_a_host_reaches_what_this_machine_reaches_through_the_door_and_nothing_without_it(
+    pair: Lab, tmp_path: Path
+) -> None:
+    (tmp_path / "page").write_text("found")
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/page"
+        assert fetch(pair.hosts[0], url, through="http://{}:3128") == "found"
+        assert fetch(pair.hosts[0], url, through="") == "refused"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+_FETCH = """
+import sys, urllib.request
+proxies = {"http": sys.argv[2]} if sys.argv[2] else {}
+try:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    print(opener.open(sys.argv[1], timeout=5).read().decode())
+except OSError:
+    print("refused")
+"""
+
+
+def fetch(host: Host, url: str, through: str) -> str:
+    gateway = host.address.rpartition(".")[0] + ".1"
+    return host.run("python3", "-c", _FETCH, url, through.format(gateway)).strip()

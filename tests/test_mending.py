@@ -396,6 +396,21 @@ def test_a_busy_engine_that_is_slow_to_answer_but_generates_is_well(
     hold.set()
 
 
+def test_a_busy_engine_that_refuses_a_prompt_but_generates_is_well(
+    deployment: Deployment, engine: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(self: Engine) -> None:
+        engine.tokens = 50
+        self._answer(503, "{}")
+
+    monkeypatch.setattr(engine, "do_POST", busy)
+    engine.tokens = 0
+    assert canary.look(replica(deployment)) is canary.Found.WORKS
+    engine.tokens = 50
+    assert canary.look(replica(deployment)) is canary.Found.WORKS  # by its counter
+    assert canary.look(replica(deployment)) is canary.Found.MUTE
+
+
 def test_an_engine_that_hangs_is_mute(
     deployment: Deployment, engine: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

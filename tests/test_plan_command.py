@@ -194,3 +194,21 @@ def test_a_file_that_only_pretends_to_hold_tensors_is_bad_input(tmp_path: Path, 
 
     with pytest.raises(CommandError, match="is not a safetensors file"):
         answer(tmp_path, "--hosts", four_a10)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_key_value_heads", [8]), ("num_key_value_heads", -1), ("head_dim", float("nan")), ("head_dim", 1e308),
+        ("intermediate_size", float("inf")), ("intermediate_size", float("nan")), ("num_local_experts", float("inf")),
+        ("num_experts_per_tok", True), ("max_position_embeddings", 10**30), ("intermediate_size", 10**30),
+    ],
+)  # fmt: skip
+def test_a_config_with_impossible_numbers_is_one_sentence(four_a10: Path, tmp_path: Path, key: str, value: Any) -> None:
+    config = json.loads((MODEL / "config.json").read_text())
+    write(tmp_path / "config.json", {**config, key: value})
+    with pytest.raises(CommandError) as refused:
+        answer(tmp_path, "--hosts", four_a10)
+    assert refused.value.returncode == 2
+    assert "config.json" in str(refused.value)
+    assert "\n" not in str(refused.value)

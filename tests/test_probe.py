@@ -199,3 +199,65 @@ def test_a_program_that_hangs_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
         probe.ask(f"{folder}/nvidia-smi", timeout=0.2)
     assert time.monotonic() - began < 10
+
+
+# --- where packages come from -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_pip_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip is told nothing, here or in the user's files."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(probe, "PIP_PLACES", (tmp_path / "pip.conf",))
+
+
+def index(tmp_path: Path, **options: str) -> dict[str, Any]:
+    probe.OPTIONS.clear()
+    probe.OPTIONS.update(options)
+    return probe.index(tmp_path)
+
+
+def test_an_index_that_does_not_answer_is_told_without_its_password(tmp_path: Path, no_pip_settings: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    found = index(tmp_path, index=f"http://u:secret@127.0.0.1:{port}/simple")
+    assert found == {"index": f"http://127.0.0.1:{port}/simple", "index_error": "[Errno 111] Connection refused"}
+
+
+def test_an_index_that_never_answers_delays_nothing_for_long(
+    tmp_path: Path, no_pip_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "INDEX_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        found = index(tmp_path, index=f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+    assert found["index_error"] in ("timed out", "no answer")
+
+
+def test_pips_own_index_is_asked_where_nobody_named_another(tmp_path: Path, no_pip_settings: None) -> None:
+    (tmp_path / "pip").mkdir()
+    assert index(tmp_path, index="", default_index=f"file://{tmp_path}")["index_error"] == ""
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = file:///nowhere/simple\n")
+    assert index(tmp_path, index="", default_index=f"file://{tmp_path}")["index"] == "file:///nowhere/simple"
+
+
+def test_nothing_is_asked_where_pip_has_another_source_or_all_is_there(tmp_path: Path, no_pip_settings: None) -> None:
+    assert index(tmp_path) == {}, "nobody wants to know"
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env/quarterdeck.lock").write_text("cpu-1 verified\n")
+    assert index(tmp_path, index="http://127.0.0.1:1/simple") == {}
+    (tmp_path / "env/quarterdeck.lock").unlink()
+    (tmp_path / "pip.conf").write_text("[global]\nfind-links = /opt/wheels\n")
+    assert index(tmp_path, index="http://127.0.0.1:1/simple") == {}
+
+
+def test_blocks_in_the_users_files_and_the_clusters_key_are_seen(tmp_path: Path, no_pip_settings: None) -> None:
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/config").write_text("# >>> quarterdeck c >>>\nHost te1\n# <<< quarterdeck c <<<\n")
+    (tmp_path / ".ssh/quarterdeck_a.b.pub").write_text("ssh-ed25519 AAAA\n")
+    (tmp_path / ".ssh/quarterdeck_a.b").touch()
+    (tmp_path / ".ssh/quarterdeck_lost.pub").write_text("ssh-ed25519 BBBB\n")
+    found = probe.kept_blocks(tmp_path)
+    assert found["blocks"]["config"] == {"c": "Host te1\n"}
+    assert found["cluster_keys"] == {"a.b": "ssh-ed25519 AAAA"}

@@ -322,6 +322,15 @@ def test_a_jump_host_comes_first_and_then_the_others_through_it(
     assert sorted(login.name for login, _key in registered) == ["te1", "te2"]
 
 
+def test_a_jump_host_that_is_a_node_is_used_as_that(operator: Client, keys: dict[str, str]) -> None:
+    gate = Node.objects.create(name="gate", address="gate.lab", user="ops", host_key=KEY)
+    begin(operator, {**MANY, "jump": "other", "bastion": "ops@gate.lab"})
+    assert Batch.objects.get().jump == gate
+    assert not Candidate.objects.filter(is_bastion=True).exists()
+    begin(operator, {**MANY, "jump": "other", "bastion": "ops@gate.example"})
+    assert Candidate.objects.get(is_bastion=True).name == "gate-example"
+
+
 def test_a_worker_that_died_after_the_node_was_made_leaves_no_second_one(
     operator: Client, keys: dict[str, str], registered: list[tuple[Login, str]]
 ) -> None:

@@ -15,7 +15,7 @@ from django.db import connection
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from nodes import access, batches, hosts, preparation, registration, runs, tasks, tunnel
+from nodes import access, batches, hosts, preparation, registration, removal, runs, tasks, tunnel
 from nodes.candidates import Candidate, SignIn
 from nodes.hostlist import parse
 from nodes.models import Bastion, Node
@@ -118,6 +118,17 @@ def test_a_jump_host_that_is_no_node_is_pinned_too(servers: list[Sshd]) -> None:
     assert Bastion.objects.get().offered_host_key == servers[0].host_key.line
     registration.approve_new_bastion_key(Bastion.objects.get(), None)
     hosts.open_host(Node.objects.get()).close()
+
+
+def test_the_last_node_behind_a_jump_host_takes_our_key_off_that_too(servers: list[Sshd]) -> None:
+    bastion = registration.register_bastion(login(servers[0], "gate", servers[0].key), servers[0].host_key.line)
+    inner = [registration.register(login(servers[n], f"inner{n}", servers[0].key), servers[n].host_key.line, None,
+                                   Way(bastion=bastion)) for n in (1, 2)]
+    removal.forget(inner[0], None)
+    assert access.own_line() in servers[0].authorized_keys.read_text()
+    removal.forget(inner[1], None)
+    assert not Bastion.objects.exists()
+    assert [access.own_line() in server.authorized_keys.read_text() for server in servers] == [False] * 3
 
 
 # --- keys that are there already ---

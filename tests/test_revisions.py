@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.problems import Problem
-from deployments import model_files, revisions, rollout
+from deployments import exchange, model_files, revisions, rollout
 from deployments.models import Deployment
 from deployments.prediction import compared
 from deployments.spec import Spec, from_yaml
@@ -199,6 +199,9 @@ def test_apply_starts_what_is_not_running(atlas: Node, tmp_path: Path, monkeypat
     Deployment.objects.update(state="ready")
     applied(tmp_path, YAML, "--start")
     assert started == ["qwen"]
+    monkeypatch.setattr(exchange, "replace", lambda deployment, by: started.append(f"{deployment.name} again"))
+    assert "The servers of qwen are replaced." in applied(tmp_path, YAML.replace("8192", "4096"), "--start")
+    assert started == ["qwen", "qwen again"]
 
 
 BAD = [

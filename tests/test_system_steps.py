@@ -137,6 +137,12 @@ def test_nodes_are_named_in_order_with_what_only_they_call_themselves() -> None:
     assert found.top, "the first line with a name wins, and Debian has 127.0.1.1 for its own"
 
 
+@pytest.mark.parametrize("bad", ["x\n10.0.0.9 bank", "a b", "#", "localhost", ""])
+def test_what_a_node_says_of_itself_cannot_put_more_into_the_others_files(bad: str) -> None:
+    made_up = [Named("te1", "10.0.0.1", bad), Named("te2", f"10.0.0.2 {bad}", "two")]
+    assert hosts_file.block("c", made_up).body == "10.0.0.1 te1\n"
+
+
 def test_names_that_are_there_are_not_written_again() -> None:
     there = {"hosts": {"c": hosts_file.block("c", NAMED).body}}
     facts = dataclasses.replace(UBUNTU, blocks=there)

@@ -105,7 +105,7 @@ def test_samples_wait_while_redis_is_away(settings: Any, valkey_server: Any, val
     streams.client.cache_clear()
     filing.flush()
     assert set(store.newest_of_nodes([77])) == {77}
-    store.forget(77)
+    streams.client().flushall()
 
 
 # --- the longer history ---
@@ -139,6 +139,15 @@ def test_after_a_pause_it_goes_on_where_it_ended(node: Node) -> None:
     minutes = list(Rollup.objects.filter(step=60).order_by("at").values_list("at", flat=True))
     assert early < len(minutes)
     assert {later - sooner for sooner, later in pairwise(minutes)} == {60}
+
+
+@pytest.mark.valkey
+def test_what_is_not_there_any_more_is_forgotten(node: Node) -> None:
+    held = json.dumps([[0, 1, 2, "alice", "python", ""]])
+    store.add([store.Entry(node.pk, "w", held), store.Entry(99, "w", held), store.Entry(99, "e", json.dumps({"t": 1}))])
+    history.roll_up(NOW)
+    assert set(store.holders()) == {node.pk}
+    assert store.others() == {}
 
 
 @pytest.mark.valkey

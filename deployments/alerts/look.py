@@ -30,6 +30,7 @@ FRESH = 30.0
 #: Alerts that are over are kept for so long.
 KEPT = timedelta(days=90)
 _WAITING = "alerts:waiting"
+_UNREAD = ("spec", "measured", "deployment__api_key", "deployment__plan", "deployment__options")
 
 
 def look(now: float | None = None) -> None:
@@ -66,7 +67,7 @@ def observe(settings: AlertSettings, now: float) -> Iterator[Seen]:
     fresh = {pk: sample for pk, sample in samples.items() if now - sample["t"] < FRESH}
     for node in nodes:
         yield from _of_node(node, fresh.get(node.pk), settings)
-    for deployment in Deployment.objects.all():
+    for deployment in Deployment.objects.defer("api_key", "plan", "options"):
         failed = deployment.state == DeploymentState.FAILED
         reason = deployment.reason.partition("\n")[0][:300]
         yield Seen(Kind.DEPLOYMENT_FAILED, deployment.subject, deployment.name, _level(failed), reason)
@@ -93,7 +94,7 @@ def _of_node(node: Node, sample: Sample | None, settings: AlertSettings) -> Iter
 def _of_caches(settings: AlertSettings, now: float) -> Iterator[Seen]:
     said = store.others()
     rule = settings.rule(Kind.CACHE_FULL)
-    for copy in Replica.objects.filter(state=ReplicaState.READY).select_related("deployment"):
+    for copy in Replica.objects.filter(state=ReplicaState.READY).select_related("deployment").defer(*_UNREAD):
         sample = said.get(f"r{copy.pk}", {"t": 0})
         kv = sample.get("kv") if now - sample["t"] < FRESH else None
         percent = None if kv is None else 100 * kv

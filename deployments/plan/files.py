@@ -29,7 +29,7 @@ def read_model(directory: Path) -> ModelConfig:
         raise BadInput(_("%(path)s holds no JSON object.") % {"path": directory / "config.json"})
     try:
         return ModelConfig.from_config(config, tensor_bytes(directory))
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise BadInput(
             _("%(path)s cannot be understood: %(error)r.") % {"path": directory / "config.json", "error": error}
         ) from error

@@ -37,9 +37,9 @@ _NESTED = ("text_config", "llm_config", "language_config")
 _INHERITED = ("torch_dtype", "dtype", "quantization_config", "tie_word_embeddings", "architectures")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 #: Rotary scalings whose factor is not to be applied to the configured length again (vLLM, config/model.py).
-_ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "default", None)
-_YARN = ("yarn", "deepseek_yarn")
+_ALREADY_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", None)
 VOCABULARY_PADDING = 64
+_MOST = 1 << 50
 
 
 class Layer(NamedTuple):
@@ -110,6 +110,7 @@ class ModelConfig:
             extra=_vision(config),
             precision=Precision.from_config(text),
         )
+        _check(model)
         return model.with_checkpoint(checkpoint_bytes) if checkpoint_bytes else model
 
     @cached_property
@@ -156,6 +157,21 @@ class ModelConfig:
             return replace(self, precision=self.precision.scaled(ratio))
         missing = size / self.precision.stored - self.parameters
         return replace(self, extra=int(missing) if missing > 0.005 * self.parameters else 0)
+
+
+def _check(model: ModelConfig) -> None:
+    """Raise `BadInput` where something that is counted is no whole number, or is beyond any model."""
+    least = {"heads": 1, "kv_heads": 1, "head_dim": 1, "experts_per_token": 1}
+    names = ("heads", "kv_heads", "head_dim", "experts", "experts_per_token", "latent", "longest", "rotary", "extra")
+    found = [(name, getattr(model, name)) for name in names]
+    found += [("intermediate_size", width) for width in model.intermediate]
+    found += [("num_hidden_layers", size) for layer in set(model.layers) for size in layer]
+    for name, value in found:
+        if isinstance(value, bool) or not isinstance(value, int) or not least.get(name, 0) <= value <= _MOST:
+            raise BadInput(
+                _("config.json says %(key)s is %(value)r, which is no number that a model can have.")
+                % {"key": name, "value": value}
+            )
 
 
 def _language_model(config: Config) -> Config:
@@ -254,8 +270,6 @@ def _longest(c: Config) -> int:
     length = c.get("model_max_length") or min(lengths, default=0)
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type")
-    if kind in _YARN and rope.get("original_max_position_embeddings"):
-        return int(rope["original_max_position_embeddings"] * (rope.get("factor") or 1))
     if kind not in _ALREADY_SCALED and "gemma3" not in str(c.get("model_type")):
         length *= rope.get("factor") or 1
     return int(length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from nodes.recipes import Satisfied, blocks
 from nodes.recipes.blocks import Block
 from nodes.remote.command import Command, script
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,252}")
 _RENAME = """
 hostnamectl set-hostname "$1" 2>/dev/null || { echo "$1" > /etc/hostname && hostname "$1"; }
 echo "This host is called $1."
@@ -36,13 +39,22 @@ def block(name: str, nodes: Sequence[Named]) -> Block:
     lines = [
         f"{node.address} {node.name}" + (f" {node.hostname}" if _is_its_own(node, times) else "") + "\n"
         for node in sorted(nodes, key=lambda node: node.name)
-        if node.address
+        if _is_address(node.address)
     ]
     return Block("/etc/hosts", name, "".join(lines), top=True, mode=0o644)
 
 
 def _is_its_own(node: Named, times: Counter[str]) -> bool:
-    return node.hostname not in ("", node.name, "localhost") and times[node.hostname] == 1
+    """A name goes into other nodes' files: one that a node made up to be more than a name does not."""
+    proper = _NAME.fullmatch(node.hostname) and node.hostname not in (node.name, "localhost")
+    return bool(proper) and times[node.hostname] == 1
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
 
 
 def names(facts: Facts, name: str, nodes: Sequence[Named], hostname: str = "") -> Command | Satisfied:

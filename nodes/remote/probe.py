@@ -60,6 +60,7 @@ GPU_FIELDS = (
     "mig.mode.current", "ecc.errors.uncorrected.volatile.total", "pci.bus_id",
 )  # fmt: skip
 PROCESS_FIELDS = ("pid", "gpu_uuid", "used_memory")
+PIP_PLACES = ("/etc/pip.conf", "/etc/xdg/pip/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")
 TOOLS = ("cc", "git", "curl", "rsync", "sudo", "pdsh")
 
 LEFTOVER = re.compile(
@@ -295,11 +296,9 @@ def index(root: Path) -> Fact:
 
 def pip_configuration() -> Fact:
     """pip's own, the later place winning: /etc, the user's, the environment's variables."""
-    home = Path.home()
-    places = [Path(folder, "pip.conf") for folder in ("/etc", "/etc/xdg/pip", home / ".pip", home / ".config/pip")]
     found: Fact = {}
-    for path in places:
-        found.update(parse_pip_config(read_or_empty(path)))
+    for place in PIP_PLACES:
+        found.update(parse_pip_config(read_or_empty(Path(place).expanduser())))
     for name in ("index-url", "find-links", "no-index"):
         value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
         found.update({name: value} if value else {})
@@ -314,6 +313,8 @@ def shown_url(url: str) -> str:
 
 def reach(url: str) -> str:
     """Why an address does not answer; empty when it does, whatever it answers."""
+    if url.startswith("file://"):
+        return "" if Path(url[len("file://") :]).is_dir() else "there is no such directory"
     try:
         question = urllib.request.Request(shown_url(url).rstrip("/") + "/pip/", method="HEAD")  # noqa: S310
         urllib.request.urlopen(question, timeout=INDEX_SECONDS).close()  # noqa: S310

@@ -95,17 +95,16 @@ def between(key: str, since: float, until: float = 0.0) -> list[Sample]:
 
 
 def keep(keys: Iterable[str]) -> None:
-    """Say that these streams are still written to; the others go after `FORGOTTEN`."""
+    """Say that these streams are all that are written to: others go after `FORGOTTEN`, what they said last now."""
+    known = set(keys)
     pipe = streams.client().pipeline(transaction=False)
-    for key in keys:
+    for key in known:
         pipe.expire(key, FORGOTTEN)
+    for last, stream_of in ((HOLDERS, "metrics:"), (OTHERS, "measured:")):
+        for name in _last_said(last):
+            if stream_of + name not in known:
+                pipe.hdel(last, name)
     pipe.execute()
-
-
-def forget(number: int, kind: str = "s") -> None:
-    """Nothing is measured there any more."""
-    streams.client().delete(node_key(number) if kind == "s" else other_key(kind, number))
-    streams.client().hdel(*((HOLDERS, str(number)) if kind == "s" else (OTHERS, f"{kind}{number}")))
 
 
 async def follow(connection: redis.asyncio.Redis) -> AsyncGenerator[dict[str, str]]:

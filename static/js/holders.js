@@ -20,6 +20,22 @@ export function holdersOf(fleet, node, index) {
   return found;
 }
 
+/** Memory in use below this is the driver's own, in MiB. */
+export const IDLE = 1024;
+
+/** Whether a deployment that was given GPUs of a node (none: it chose itself) may be on this one. */
+export const takes = (gpus, index) => index === null || !gpus?.length || gpus.includes(index);
+
+/** The deployments that may be on a GPU, by where they were placed. */
+export const placedOn = (node, index) => node.serves.filter((name) => takes(node.placed[name], index));
+
+/** MiB of a GPU that are not ours: what processes hold; all that is in use where nobody is known to hold it. */
+export function othersOf(fleet, node, index, used) {
+  const found = holdersOf(fleet, node, index);
+  const nobody = !found.ours.size && !found.others.length && !placedOn(node, index).length;
+  return nobody && used > IDLE ? used : found.otherMib;
+}
+
 const size = (mib) => (mib == null ? "–" : (mib / 1024).toFixed(1));
 const short = (command) => command.split(" ").slice(0, 2).join(" ").slice(0, 32);
 

@@ -15,3 +15,14 @@ document.addEventListener("click", (event) => {
   for (const [name, value] of Object.entries(JSON.parse(button.dataset.use))) put(name, value);
   form.dispatchEvent(new Event("planned", { bubbles: true }));
 });
+
+// What was unfolded in the plan stays so when it is drawn anew.
+const folds = () => document.querySelectorAll("#plan details[data-keep]");
+let open = new Map();
+document.addEventListener("htmx:beforeSwap", ({ target }) => {
+  if (target.id === "plan") open = new Map([...folds()].map((fold) => [fold.dataset.keep, fold.open]));
+});
+document.addEventListener("htmx:afterSwap", ({ target }) => {
+  if (target.id !== "plan") return;
+  for (const fold of folds()) fold.open = open.get(fold.dataset.keep) ?? fold.open;
+});

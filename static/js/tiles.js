@@ -1,50 +1,12 @@
 // A tile: one GPU, or the memory and CPU of a node that has none. Numbers keep their width.
 
 import { GPU, gpuOf, newest } from "./samples.js";
-import { holdersOf, shown } from "./holders.js";
+import { Line } from "./line.js";
+import { holdersOf, IDLE, othersOf, placedOn, shown } from "./holders.js";
 import { word } from "./words.js";
 
-const MINUTES = 60;
 const GIB = 2 ** 30;
 const number = (value, digits, unit = "") => (value == null ? "–" : `${value.toFixed(digits)}${unit}`);
-
-/** The load of the last hour, a point a minute. Minutes without one are gaps. */
-export class Line {
-  constructor() {
-    this.minutes = new Map();
-    this.now = [0, 0, 0]; // the minute at hand: which, sum, count
-  }
-
-  /** What the server kept. */
-  fill(times, values) {
-    times.forEach((at, place) => values[place] != null && this.minutes.set(at, values[place]));
-  }
-
-  add(at, value) {
-    const minute = Math.floor(at / 60) * 60;
-    if (minute !== this.now[0]) this.now = [minute, 0, 0];
-    if (value == null) return;
-    this.now = [minute, this.now[1] + value, this.now[2] + 1];
-    this.minutes.set(minute, this.now[1] / this.now[2]);
-  }
-
-  path(at) {
-    const end = Math.floor(at / 60) * 60;
-    let path = "";
-    let before = null;
-    for (let minute = end - (MINUTES - 1) * 60; minute <= end; minute += 60) {
-      const value = this.minutes.get(minute);
-      if (value != null) {
-        const x = 300 - ((end - minute) / 60) * (300 / (MINUTES - 1));
-        path += `${before === minute - 60 ? "L" : "M"}${x.toFixed(1)} ${(100 - value).toFixed(1)}`;
-        if (before !== minute - 60) path += "h0.1"; // a single minute is a dot
-        before = minute;
-      }
-    }
-    for (const minute of this.minutes.keys()) if (minute < end - MINUTES * 60) this.minutes.delete(minute);
-    return path;
-  }
-}
 
 /** What a tile says of a sample: GiB, percent and so on; null where it is not known. */
 function reading(sample, index) {
@@ -76,13 +38,14 @@ export class Tile {
   }
 
   draw() {
-    this.drawHolders();
     const sample = newest.get(`s${this.node.id}`);
     const now = sample && reading(sample, this.index);
+    this.drawHolders((now?.used ?? 0) * 1024);
     if (!now || now.total == null) return;
     this.line.add(sample.t, now.load);
     const percent = now.total ? (100 * (now.used ?? 0)) / now.total : 0;
-    const others = Math.min(percent, now.total ? (100 * this.otherMib) / 1024 / now.total : 0);
+    const foreign = this.gpu ? othersOf(this.fleet, this.node, this.index, (now.used ?? 0) * 1024) : 0;
+    const others = Math.min(percent, now.total ? (100 * foreign) / 1024 / now.total : 0);
     this.bar("ours", 0, percent - others);
     this.bar("others", percent - others, others);
     this.part("ours").parentNode.setAttribute("aria-label", word("used", { used: number(now.used, 1), total: number(now.total, 1) }));
@@ -102,20 +65,15 @@ export class Tile {
     this.part(name).setAttribute("width", `${Math.max(0, width).toFixed(1)}%`);
   }
 
-  /** Whether a deployment that was given these GPUs of the node (none: it chose itself) may be on this one. */
-  takes(gpus) {
-    return this.index === null || !gpus?.length || gpus.includes(this.index);
-  }
-
-  drawHolders() {
+  drawHolders(used) {
     const holders = holdersOf(this.fleet, this.node, this.index);
-    this.otherMib = holders.otherMib;
-    const own = this.node.serves.filter((name) => this.takes(this.node.placed[name]));
-    const told = JSON.stringify([[...holders.ours], holders.others, own]);
+    const own = placedOn(this.node, this.index);
+    const nobody = !this.gpu ? "" : used > IDLE ? word("busy") : word("free");
+    const told = JSON.stringify([[...holders.ours], holders.others, own, nobody]);
     if (told === this.told) return;
     this.told = told;
     const who = shown(this.fleet, holders, own);
-    if (!who.length) who.push(Object.assign(document.createElement("span"), { className: "faint", textContent: this.gpu ? word("free") : "" }));
+    if (!who.length) who.push(Object.assign(document.createElement("span"), { className: "faint", textContent: nobody }));
     this.part("who").replaceChildren(...who);
   }
 }

@@ -302,3 +302,23 @@ def test_everything_fits_a_phone(scheme: str, page: Page) -> None:
     for address in ("/playground/", "/keys/", "/usage/"):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.goto(address)
+
+
+def test_an_alias_added_on_the_deployments_page_is_a_model_of_the_gateway(page: Page) -> None:
+    page.goto("/deployments/qwen/")
+    page.get_by_label("New alias").fill("org/gpt-4o-a-rather-long-name-of-a-model")
+    page.keyboard.press("Enter")
+    aliases = page.locator("#aliases")
+    expect(aliases.get_by_text("org/gpt-4o-a-rather-long-name-of-a-model")).to_be_visible()
+    shot(page, "aliases")
+    listed = page.evaluate("""async () => {
+      const token = (await (await fetch("/playground/?model=qwen")).text()).match(/qs-[\\w:.-]+/)[0];
+      const models = await fetch("/v1/models", { headers: { Authorization: `Bearer ${token}` } });
+      return (await models.json()).data.map((one) => [one.id, one.root]);
+    }""")
+    assert ["org/gpt-4o-a-rather-long-name-of-a-model", "qwen"] in listed
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shot(page, "aliases-phone")
+    aliases.get_by_role("button", name="Remove the alias").click()
+    expect(aliases.get_by_text("org/gpt-4o")).to_have_count(0)

@@ -22,20 +22,22 @@ __all__ = ["PASSWORD", "Host", "Lab", "Record", "records", "sweep", "until"]
 
 
 def pip_settings() -> dict[str, str]:
-    """Where this machine's user gets packages from, the users of the hosts do too."""
-    return {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    """Where this machine's user gets packages from, the users of the hosts do too, through its door."""
+    mine = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    return {"PIP_PROXY": f"http://{{gateway}}:{namespaces.DOOR}", **mine}
 
 
 class Lab:
     """``with Lab(4) as lab: lab.hosts[0].run("hostname")``. All hosts answer on their SSH port once it is made.
 
-    ``share`` names directories of this machine that every host sees at the same path, writable: an environment that is
-    too big to have four times. ``disk`` and ``shm`` are the sizes of each host's own. ``settings`` are variables of all
-    that SSH runs there, pip's of this machine unless given; ``{gateway}`` in them becomes this machine's address.
+    ``share`` names directories of this machine that every host can read at the same path, or at the one given: an
+    environment that is too big to have four times. ``disk`` and ``shm`` are the sizes of each host's own. ``settings``
+    are variables of all that SSH runs there, pip's of this machine unless given; ``{gateway}`` in them becomes this
+    machine's address.
     """
 
     def __init__(
-        self, count: int = 4, *, disk: str = "16g", shm: str = "2g", share: Sequence[Path] = (),
+        self, count: int = 4, *, disk: str = "16g", shm: str = "2g", share: Mapping[str, Path] | Sequence[Path] = (),
         settings: Mapping[str, str] | None = None, kept: bool = False,
     ) -> None:  # fmt: skip
         self.real = namespaces.possible()

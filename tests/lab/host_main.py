@@ -59,10 +59,10 @@ def build_root(folder: Path, spec: dict[str, Any]) -> Path:
     devices(root / "dev", spec["shm"])
     mount("proc", root / "proc")
     mount("sysfs", root / "sys", "ro")
-    for shared in spec["share"]:
-        at = root / shared.lstrip("/")
-        at.mkdir(parents=True, exist_ok=True)
-        bind(shared, at)
+    for at, shared in spec["share"].items():
+        (root / at.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        bind(shared, root / at.lstrip("/"))
+        run("mount", "-o", "remount,bind,ro", str(root / at.lstrip("/")))  # it is not the host's to change
     return root
 
 

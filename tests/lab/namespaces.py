@@ -24,6 +24,7 @@ from tests.support.sshd import keygen
 MAIN = Path(__file__).with_name("host_main.py")
 STAND_IN = Path(__file__).with_name("replaying_nvidia_smi.py")
 GPUS = Path(__file__).parent / "gpus"
+DOOR = 3128
 NO_APPS = {"apps.csv": b"pid, process_name, gpu_uuid, used_gpu_memory [MiB], used_memory [MiB]\n"}
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: The password, as crypt(3) has it.
@@ -81,7 +82,7 @@ class NamespaceHost(Host):
 
     def command(self, *words: str) -> list[str]:
         settings = [f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8"]
-        return ["nsenter", "-t", str(self.pid), "--all", "--root", "--wd=/", "env", "-i", *settings, *words]
+        return ["nsenter", "-t", str(self.pid), "--all", "--root", "env", "-i", "-C", "/", *settings, *words]
 
     def path(self, inside: str) -> Path:
         """By way of its process 1, so that overlays are seen as the host sees them."""
@@ -187,15 +188,17 @@ class NamespaceHost(Host):
 
 
 def build(
-    record: Record, count: int, disk: str, shm: str, share: Sequence[Path], settings: Mapping[str, str]
-) -> list[Host]:
+    record: Record, count: int, disk: str, shm: str, share: Mapping[str, Path] | Sequence[Path],
+    settings: Mapping[str, str],
+) -> list[Host]:  # fmt: skip
     """All hosts, up and answering on port 22."""
     ip("link", "add", record.bridge, "type", "bridge")
     ip("addr", "add", f"{record.network}.1/24", "dev", record.bridge)
     ip("link", "set", record.bridge, "up")
+    _open_door(record)
     keygen(record.folder / "key")
     names = {f"te{i}": f"{record.network}.{125 + i}" for i in range(1, count + 1)}
-    common = {"kept": record.kept, "shm": shm, "disk": disk, "share": [str(path) for path in share],
+    common = {"kept": record.kept, "shm": shm, "disk": disk, "share": _shared(share),
               "bridge": record.bridge, "gateway": f"{record.network}.1"}
 
     def one(name: str) -> Host:
@@ -212,6 +215,25 @@ def build(
         return list(pool.map(one, names))
 
 
+def _open_door(record: Record) -> None:
+    """Start the proxy that settings may name: ``http://{gateway}:3128``."""
+    (record.folder / "door").mkdir()
+    line = [sys.executable, "-IS", str(MAIN.with_name("door.py")), f"{record.network}.1", str(DOOR)]
+    with (record.folder / "door/log").open("ab") as log:
+        door = subprocess.Popen([*line, *(["stay"] if record.kept else [])], stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd="/")
+    (record.folder / "door/pid").write_text(f"{door.pid} {began(door.pid)}")
+    assert door.stdout is not None
+    assert door.stdout.readline() == b"up\n", (record.folder / "door/log").read_text()
+    record.doors.append(door)
+
+
+def _shared(share: Mapping[str, Path] | Sequence[Path]) -> dict[str, str]:
+    """Path on the host → directory here."""
+    pairs = share.items() if isinstance(share, Mapping) else ((str(path), path) for path in share)
+    return {at: str(path) for at, path in pairs}
+
+
 def _lay_out(folder: Path, spec: dict[str, Any], settings: Mapping[str, str], key: str) -> None:
     folder.mkdir()
     (folder / "host.json").write_text(json.dumps(spec))
@@ -222,6 +244,8 @@ def _lay_out(folder: Path, spec: dict[str, Any], settings: Mapping[str, str], ke
     keygen(etc / "ssh/ssh_host_ed25519_key")
     (etc / "hostname").write_text(f"{spec['name']}\n")
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {spec['name']}\n::1 localhost\n")
+    (etc / "apt/apt.conf.d").mkdir(parents=True)
+    (etc / "apt/apt.conf.d/95lab").write_text(f'Acquire::http::Proxy "http://{spec["gateway"]}:{DOOR}";\n')
     (etc / "machine-id").write_text(f"{spec['address'].replace('.', ''):0>32}\n")
     text = SSHD.format(path=PATH, settings=" ".join(
         f'"{name}={value.replace("{gateway}", spec["gateway"])}"' for name, value in settings.items()))

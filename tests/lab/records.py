@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BASE = Path("/run/quarterdeck-lab")
@@ -29,6 +29,7 @@ class Record:
     """One lab's directory, ``<BASE>/<number>``. The number is also that of its bridge and its network."""
 
     folder: Path
+    doors: list[subprocess.Popen[bytes]] = field(default_factory=list, compare=False)  # ours, to be waited for
 
     @property
     def number(self) -> int:
@@ -63,8 +64,10 @@ class Record:
 
     def destroy(self) -> None:
         """Take away all that it has made: processes, interfaces, mounts, files."""
-        for host in self.hosts():
+        for host in (*self.hosts(), self.folder / "door"):
             end(host)
+        for door in self.doors:
+            door.communicate()
         ip("link", "del", self.bridge, check=False)
         for host in self.hosts():
             subprocess.run(["umount", str(host / "disk")], capture_output=True)

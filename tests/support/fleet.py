@@ -22,7 +22,7 @@ def make(count: int, gpus: int = 8, prefix: str = "gpu") -> list[Node]:
     }
     states = ["ready"] * 17 + ["preparing", "unreachable", "failed"]
     nodes = Node.objects.bulk_create(
-        Node(name=f"{prefix}{n:03d}", address=f"10.{n // 250}.0.{n % 250}", user="ops", state=states[n % 20],
+        Node(name=f"{prefix}{n:03d}", address=f"{prefix}-{n}.lab", user="ops", state=states[n % 20],
              facts_json=facts, labels=[["h100", "rack-a"], ["h100", "rack-b"]][n % 2],
              reason="It did not answer for 8 s." if states[n % 20] == "unreachable" else "")
         for n in range(count)

@@ -10,10 +10,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from deployments import revisions, rollout
+from deployments import exchange, revisions, rollout
 from deployments.revisions import Applied
 from deployments.spec import LARGEST_FILE, from_yaml
-from deployments.states import AT_REST
+from deployments.states import AT_REST, SERVING
 
 #: Exit status for a file that cannot be read or says what cannot be.
 _BAD_INPUT = 2
@@ -25,7 +25,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the YAML file; - reads standard input")
-        parser.add_argument("--start", action="store_true", help="roll out what is not running")
+        parser.add_argument("--start", action="store_true", help="roll out what rests, replace what was changed")
         parser.add_argument("--check", action="store_true", help="only say whether the file could be applied")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -36,11 +36,20 @@ class Command(BaseCommand):
             for spec in specs if not options["check"] else ():
                 applied = revisions.apply(spec, None, _("manage.py apply"))
                 self.stdout.write("\n".join(_said(applied)))
-                if options["start"] and applied.deployment.fresh().state in AT_REST:
-                    rollout.start(applied.deployment, None)
-                    self.stdout.write(_("%(name)s is rolled out.") % {"name": spec.name})
+                if options["start"]:
+                    self._start(applied)
         except Problem as problem:
             raise CommandError(str(problem), returncode=_BAD_INPUT) from problem
+
+    def _start(self, applied: Applied) -> None:
+        """Roll out what is at rest, replace what runs an older revision, leave alone what is as it should be."""
+        found = applied.deployment.fresh()
+        if found.state in AT_REST:
+            rollout.start(found, None)
+            self.stdout.write(_("%(name)s is rolled out.") % {"name": found.name})
+        elif applied.what == "changed" and found.state in SERVING:
+            exchange.replace(found, None)
+            self.stdout.write(_("The servers of %(name)s are replaced.") % {"name": found.name})
 
 
 def _text(name: str) -> str:

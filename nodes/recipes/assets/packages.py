@@ -62,6 +62,8 @@ def install(pins, torch_index):
 
 def tidy(pins):
     """Take away what is not in the set: what conda brings with its Python, and no other node of a cluster has."""
+    if not Path(sys.prefix, "conda-meta").is_dir():
+        return
     normal = re.compile("[-_.]+")
     wanted = {normal.sub("-", pin.partition("==")[0]).lower() for pin in pins} | {"pip"}
     found = (path.name.partition("-")[0] for path in Path(SITE).glob("*-*.dist-info"))
