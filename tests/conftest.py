@@ -118,13 +118,15 @@ def valkey_server(valkey_socket: Path) -> Iterator[ValkeyServer]:
 
 @pytest.fixture(autouse=True)
 def private_redis(settings: Settings, valkey_socket: Path) -> Iterator[None]:
-    """All of Redis's addresses lead to the tests' own server, running or not."""
+    """All of Redis's addresses lead to the tests' own server, running or not; what another test left there is gone."""
     settings.REDIS_URL = f"unix://{valkey_socket}"
     settings.CELERY_BROKER_URL = f"redis+socket://{valkey_socket}"
     settings.CHANNEL_LAYERS = {
         "default": {**settings.CHANNEL_LAYERS["default"], "CONFIG": {"hosts": [settings.REDIS_URL]}}
     }
     streams.client.cache_clear()
+    if valkey_socket.exists():
+        streams.client().flushall()
     yield
     streams.client.cache_clear()
 
