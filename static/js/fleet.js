@@ -95,7 +95,6 @@ class Fleet {
 
 let fleet = place() ? new Fleet() : null;
 document.addEventListener("htmx:oobAfterSwap", () => {
-  if (!place()) return;
-  if (fleet) fleet.again();
-  else fleet = new Fleet();
+  if (place() && fleet) fleet.again();
+  else if (place()) fleet = new Fleet();
 });
