@@ -1,38 +1,13 @@
 // A chart of one metric over the group's span. A gap in the samples is a gap in the line; colours come from the stylesheet.
 
 import { colour } from "./colour.js";
+import { columns, roof, size } from "./points.js";
 import { metric } from "./samples.js";
 
 const LEAST = 300; // seconds shown at first, so that the first minutes are not a sliver at the edge
-const GAPS = 2.6; // a gap is longer than so many points
 
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(document.documentElement.lang, { month: "short", day: "numeric" });
-
-/** Times and values for uPlot; where samples are missing, a value is. */
-export function columns(samples, value, step) {
-  const [times, values] = [[], []];
-  const longest = Math.max(5, GAPS * step);
-  for (const sample of samples) {
-    if (times.length && sample.t - times.at(-1) > longest) {
-      times.push(times.at(-1) + 1);
-      values.push(null);
-    }
-    times.push(sample.t);
-    values.push(value(sample) ?? null);
-  }
-  return [times, values];
-}
-
-/** GiB as the server writes them (the filter `gib`). */
-const size = (gib) => gib.toFixed(gib >= 99.95 ? 0 : 1);
-
-/** A round number at or above the largest value. */
-function roof(values) {
-  const most = values.reduce((high, value) => Math.max(high, value ?? 0), 0);
-  const unit = 10 ** Math.floor(Math.log10(most || 1));
-  return [1, 2, 5, 10].map((times) => times * unit).find((top) => top >= most) ?? 1;
-}
 
 export class Chart {
   constructor(figure, group) {
