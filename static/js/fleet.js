@@ -43,7 +43,7 @@ class Fleet {
     }
     for (const node of this.known.nodes) {
       const there = this.views.get(node.id);
-      there?.rename(node);
+      if (there) there.rename(node);
       if (there) continue;
       const view = new kind(this.known, node);
       view.root.dataset.node = node.id;
@@ -95,6 +95,6 @@ class Fleet {
 
 let fleet = place() ? new Fleet() : null;
 document.addEventListener("htmx:oobAfterSwap", () => {
-  if (fleet) place() && fleet.again();
+  if (place() && fleet) fleet.again();
   else if (place()) fleet = new Fleet();
 });

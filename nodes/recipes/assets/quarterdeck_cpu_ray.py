@@ -15,3 +15,7 @@ def register():
 class RayCpuPlatform(CpuPlatform):
     ray_device_key = "GPU"
     ray_noset_device_env_vars = ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
+
+    @classmethod
+    def get_device_communicator_cls(cls):
+        return "quarterdeck_cpu_communicator.HostAwareCpuCommunicator"
