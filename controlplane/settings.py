@@ -221,7 +221,7 @@ LOGGING = {
 #: Where Quarterdeck keeps its things on the local node; SSH nodes use ~/.quarterdeck of the user it signs in as.
 LOCAL_NODE_ROOT = os.environ.get("QUARTERDECK_NODE_ROOT") or str(VAR_DIR / "node")
 #: Bytes of a job's log kept in its stream; older bytes are read from the node or the archive.
-LOG_STREAM_BYTES = number("LOG_STREAM_BYTES", 8 * 1024 * 1024)
+LOG_STREAM_BYTES = number("LOG_STREAM_BYTES", 32 * 1024 * 1024)
 #: Bytes of a running job's log file kept on its node; the beginning of a longer one is let go of. 0: all.
 LOG_FILE_BYTES = number("LOG_FILE_BYTES", 1 << 30)
 #: Bytes of an ended job's log kept in the database, its end where it is longer.

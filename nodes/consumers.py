@@ -28,6 +28,8 @@ NOT_FOUND = 4404
 QUIET_SECONDS = 1.0
 #: What a page that names no offset is sent of an older log; it can ask for the rest.
 RECENT_BYTES = 1 << 20
+#: Of a log at once, from the node: what one command may print.
+OLDER_BYTES = 4 << 20
 
 
 class StreamConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -154,7 +156,7 @@ class LogConsumer(StreamConsumer):
             if found:
                 await self.send(text_data=json.dumps({"times": found}))
         while self.position < until:
-            chunk = await self._read(min(logs.PIECE, until - self.position))
+            chunk = await self._read(min(OLDER_BYTES, until - self.position))
             if chunk is None or not chunk.data:
                 await self._skip(until)
                 return
