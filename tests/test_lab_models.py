@@ -86,6 +86,7 @@ def sums(lab: Lab, place: str) -> set[str]:
 def test_a_model_is_downloaded_once_copied_and_kept_the_same(
     lab: Lab, hub: tuple[StandInHub, str], deck: LabDeck, deployment: int
 ) -> None:
+    deck.do(_MODEL, pk=deployment, model="hf:lab/tiny")
     place = "$HOME/.quarterdeck/models/hf--lab--tiny"
     first = brought(deck, deployment)
     assert first["model", "te1"] == first["model-copy", "te2"] == first["model-copy", "te3"] == "done"
@@ -106,11 +107,13 @@ def test_a_directory_that_one_node_has_is_copied_to_the_others_and_goes_on_where
     deck.do(_MODEL, pk=deployment, model="/srv/it's a model")
     place = "\"/srv/it's a model\""
     lab["te1"].run(f"mkdir -p {place} && cd {place} && echo '{{}}' > config.json &&"
-                   " head -c 300M /dev/urandom > w.safetensors")
+                   " head -c 40M /dev/urandom > w.safetensors")
+    lab["te1"].slow("60mbit")
     run = int(deck.do(_BRING, pk=deployment))
     part = f"{place}/w.safetensors.part"
     until(lambda: int(lab["te2"].run(f"stat -c %s {part} 2>/dev/null || echo 0")) > 1 << 20, 60, "te2 is copying")
     lab["te1"].run("pkill -KILL -f '^sshd: [a-z]+@notty' || true")
+    lab["te1"].slow("10gbit")
     done = deck.finished(run, 90)
     assert done["state"] == "done", done
     assert len(sums(lab, place)) == 1

@@ -15,7 +15,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.e2e.conftest import shot
 from tests.support.deck import ROOT, Deck, until
 from tests.support.talking import talking
-from tests.upstream import StandIn
+from tests.upstream import Asked, StandIn
 
 pytestmark = [pytest.mark.browser, pytest.mark.valkey]
 
@@ -80,6 +80,11 @@ def opened(page: Page, *models: str) -> None:
     expect(page.locator("[data-sent-to]")).to_contain_text(models[0])
 
 
+def prompts(models: StandIn) -> list[Asked]:
+    """What pages asked, which is always streamed; Quarterdeck itself asks for figures and signs of life meanwhile."""
+    return [one for one in models.asked if one.body and one.json.get("stream")]
+
+
 def send(page: Page, text: str) -> None:
     page.fill("[name=message]", text)
     page.keyboard.press("Enter")
@@ -101,15 +106,15 @@ def test_a_base_model_gets_a_completion_by_itself_and_the_page_remembers(page: P
     done(answers(page))
     expect(answers(page).locator("[data-text]")).to_contain_text("珠穆朗玛峰")
     expect(answers(page).locator("[data-note]")).to_contain_text("no chat template (a base model)")
-    assert [asked.line.split()[1] for asked in models.asked[-2:]] == ["/v1/chat/completions", "/v1/completions"]
-    assert models.asked[-1].json["prompt"] == SUMMIT
+    assert [asked.line.split()[1] for asked in prompts(models)[-2:]] == ["/v1/chat/completions", "/v1/completions"]
+    assert prompts(models)[-1].json["prompt"] == SUMMIT
     page.get_by_text("View code").click()
     expect(page.locator("[data-code-text]")).to_contain_text("/v1/completions")
     opened(page, "base")
     expect(page.locator("[data-column] [data-mode-tag]")).to_have_text("completion")
     send(page, SUMMIT)
     done(answers(page))
-    assert [asked.line.split()[1] for asked in models.asked[-2:]] == ["/v1/completions"] * 2
+    assert [asked.line.split()[1] for asked in prompts(models)[-2:]] == ["/v1/completions"] * 2
     shot(page, "playground-base")
 
 
@@ -147,7 +152,7 @@ def test_models_side_by_side_each_have_their_own_stop(page: Page, models: StandI
     done(answers(page, "qwen").nth(1))
     page.keyboard.press("Escape")
     done(answers(page, "slow").nth(1), "stopped")
-    history = [message["role"] for message in models.asked[-1].json["messages"]]
+    history = [message["role"] for message in prompts(models)[-1].json["messages"]]
     assert history == ["user", "assistant", "user"]
     page.get_by_role("button", name="Remove slow from the comparison").click()
     expect(page.locator("[data-column]")).to_have_count(1)
@@ -178,7 +183,7 @@ def test_an_edited_prompt_goes_on_in_a_conversation_of_its_own(page: Page, model
     done(answers(page).last)
     page.wait_for_url(lambda url: url != first)
     expect(page.locator(".prompt .said")).to_have_text(["One?", "Three?"])
-    users = [one["content"] for one in models.asked[-1].json["messages"] if one["role"] == "user"]
+    users = [one["content"] for one in prompts(models)[-1].json["messages"] if one["role"] == "user"]
     assert users == ["One?", "Three?"]
     page.goto(first)
     expect(page.locator(".prompt .said")).to_have_text(["One?", "Two?"])
@@ -253,7 +258,7 @@ def test_pictures_are_pasted_shown_and_taken_away(page: Page, models: StandIn) -
     send(page, "What is this?")
     expect(answers(page, "seer").locator("[data-text]")).to_have_text("A red square.")
     expect(answers(page, "qwen").locator("[data-why]")).to_contain_text("This model does not take pictures.")
-    sent = next(asked.json for asked in reversed(models.asked) if asked.json["model"] == "seer")
+    sent = next(asked.json for asked in reversed(prompts(models)) if asked.json["model"] == "seer")
     assert [part["type"] for part in sent["messages"][0]["content"]] == ["image_url", "text"]
     expect(page.locator(".prompt canvas")).to_have_count(1)
     shot(page, "playground-pictures")
@@ -311,12 +316,13 @@ def test_an_alias_added_on_the_deployments_page_is_a_model_of_the_gateway(page: 
     aliases = page.locator("#aliases")
     expect(aliases.get_by_text("org/gpt-4o-a-rather-long-name-of-a-model")).to_be_visible()
     shot(page, "aliases")
-    listed = page.evaluate("""async () => {
+    list_models = """async () => {
       const token = (await (await fetch("/playground/?model=qwen")).text()).match(/qs-[\\w:.-]+/)[0];
       const models = await fetch("/v1/models", { headers: { Authorization: `Bearer ${token}` } });
       return (await models.json()).data.map((one) => [one.id, one.root]);
-    }""")
-    assert ["org/gpt-4o-a-rather-long-name-of-a-model", "qwen"] in listed
+    }"""
+    alias = ["org/gpt-4o-a-rather-long-name-of-a-model", "qwen"]
+    until(lambda: alias in page.evaluate(list_models), 10, "the gateway was told of the alias")
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     shot(page, "aliases-phone")
