@@ -118,12 +118,12 @@ def _attempts(steps: Sequence[Step]) -> dict[UUID, int]:
         return {}
     kinds = {kind for _about, kind, _node in served}
     alike = Step.objects.filter(kind__in=kinds, node__in={node for _about, _kind, node in served}, job__isnull=False)
+    told = alike.order_by("started_at", "pk").values_list("about", "run__about", "kind", "node_id", "job_id")
     counts: Counter[tuple[str, str, int]] = Counter()
     found = {}
-    for step in alike.select_related("run").order_by("started_at", "pk"):
-        counts[_served(step)] += 1
-        assert step.job_id is not None
-        found[step.job_id] = counts[_served(step)]
+    for about, run_about, kind, node, job in told:
+        counts[about or run_about, kind, node] += 1
+        found[job] = counts[about or run_about, kind, node]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -345,6 +346,15 @@ def stopped(node: Node) -> Run:
     return stop
 
 
+def test_each_attempt_of_a_server_keeps_its_own_numbered_log(node: Node) -> None:
+    first = served(node, timezone.now(), state="exited")
+    again = served(node, timezone.now(), state="exited")
+    titles = [[str(source.title) for source in found if source.job.name == "vllm"] for found in (first, again)]
+    assert ["attempt" in title for (title,) in titles] == [False, True]
+    assert titles[1][0].endswith("attempt 2")
+    assert not any("attempt" in str(source.title) for source in again if source.job.name == "model")
+
+
 def test_a_server_that_was_stopped_ended_as_asked_and_its_log_comes_first(node: Node) -> None:
     stop = stopped(node)
     first, model = served(node, stop.created_at, state="exited")
@@ -433,6 +443,14 @@ def test_a_job_log_is_downloaded_byte_for_byte(
     response = admin.get(reverse("job-log", args=[job.pk]))
     assert b"".join(response) == b"".join(pieces)
     assert response["Content-Disposition"] == f'attachment; filename="{job.pk}.log"'
+
+
+def test_a_piece_of_a_log_says_where_it_begins(admin: Client, node: Node) -> None:
+    job = Job.objects.create(node=node, name="packages", state="exited", log_size=8)
+    job.archive.create(start=0, end=8, data=gzip.compress(b"one\ntwo\n"))
+    answer = admin.get(reverse("job-log", args=[job.pk]), {"start": "4", "end": "7"})
+    assert (answer.content, answer["X-Log-Start"]) == (b"two", "4")
+    assert admin.get(reverse("job-log", args=[job.pk]), {"start": "5", "end": "5"}).content == b""
 
 
 def test_a_host_out_of_reach_says_so_instead_of_an_empty_log(
