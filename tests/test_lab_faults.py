@@ -1,6 +1,7 @@
 """Servers are prepared while everything goes wrong: each step runs once, and no byte of its log is lost.
 
-te1 to te4 are prepared by one test, the others belong to one test each; so these may come in any order.
+te1 to te4 are one cluster and are prepared by one test with every step there is, each of them hit in its middle; the
+others belong to one test each; so these may come in any order.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from tests.lab import Host, Lab, until
 from tests.lab.deck import LabDeck
 from tests.lab.wheels import build_index
 
+STAND_IN_APT = Path(__file__).parent / "lab" / "stand_in_apt_get.sh"
 pytestmark = [pytest.mark.lab, pytest.mark.sshd, pytest.mark.valkey]
 
+#: Packages that te1 to te4 do not have yet when they are prepared: the stand-in for apt-get "installs" the first.
+MISSING = "rsync"
+#: Of the wheels, those that have to be pushed; at `RATE` that takes seconds.
+PUSHED, RATE = 12, "6mbit"
 #: First in the PATH of what SSH runs: a job's script runs under this. It counts on the node which jobs have run, and
 #: takes a while before and after, saying so all the time; so there is a middle of every step to be hit.
 _COUNTING_SH = r"""#!/bin/bash
@@ -31,6 +37,17 @@ beat before
 status=$?
 beat after
 exit $status
+"""
+_TOGETHER = """
+from controlplane.secrets import Secret
+from nodes.models import Cluster, Node
+from nodes.options import Options
+wanted = Options(wheelhouse=True, base=True, hosts=True, trust=True).to_text()
+cluster = Cluster.objects.create(name="four", head=Node.objects.get(name=names[0]))
+answer = 0
+for node in Node.objects.filter(name__in=names):
+    node.cluster, node.preparation = cluster, Secret(wanted)
+    node.save()
 """
 _LOGS = """
 import hashlib
@@ -53,6 +70,15 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def wheels(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same packages, as a wheelhouse has them."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for wheel in index.glob("*/*.whl"):
+        (folder / wheel.name).hardlink_to(wheel)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def hosts(index: Path) -> Iterator[Lab]:
     settings = {"PIP_INDEX_URL": f"file://{index}", "PIP_CONFIG_FILE": "/dev/null"}
     with Lab(8, share=[index], settings=settings) as lab:
@@ -60,8 +86,8 @@ def hosts(index: Path) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def deck(tmp_path_factory: pytest.TempPathFactory, hosts: Lab) -> Iterator[LabDeck]:
-    running = LabDeck(tmp_path_factory.mktemp("deck"))
+def deck(tmp_path_factory: pytest.TempPathFactory, hosts: Lab, wheels: Path) -> Iterator[LabDeck]:
+    running = LabDeck(tmp_path_factory.mktemp("deck"), QUARTERDECK_WHEELHOUSE=str(wheels))
     try:
         running.wait_for_address()
         running.register(*hosts.hosts)
@@ -81,10 +107,13 @@ def cut_for_a_moment(host: Host) -> None:
     host.restore()
 
 
-def test_whatever_dies_in_the_middle_of_a_step_it_runs_once_and_its_log_is_whole(deck: LabDeck, hosts: Lab) -> None:
+def test_whatever_dies_in_the_middle_of_a_step_it_runs_once_and_its_log_is_whole(
+    deck: LabDeck, hosts: Lab, index: Path, wheels: Path
+) -> None:
     four = hosts.hosts[:4]
+    missing = sorted(path.name for path in wheels.iterdir())[:PUSHED]
     for host in four:
-        host.write("/usr/local/bin/sh", _COUNTING_SH, 0o755)
+        make_bare(host, index, missing)
     talk_much(hosts["te2"])
     faults: dict[str, Callable[[Host], object]] = {
         "te1": lambda host: deck.kill("celery"),
@@ -92,23 +121,67 @@ def test_whatever_dies_in_the_middle_of_a_step_it_runs_once_and_its_log_is_whole
         "te3": drop_ssh,
         "te4": cut_for_a_moment,
     }
+    deck.do(_TOGETHER, names=[host.name for host in four])
     runs = {host.name: deck.prepare(host.name) for host in four}
     deck.kill("celery")  # in the middle of the first look at the servers, which is no job
+    pushes = {host.name: Push(host, missing) for host in four}
     hit: set[str] = set()
 
     def over() -> bool:
-        for name, pk in runs.items():
-            for job in jobs_in_the_middle(deck.run(pk), hosts[name], hit):
-                hit.add(job)
+        told = {name: deck.run(pk) for name, pk in runs.items()}
+        for name, run in told.items():
+            for middle in pushes[name].middle() + jobs_in_the_middle(run, hosts[name], hit):
+                hit.add(middle)
                 faults[name](hosts[name])
-        return all(deck.run(pk)["state"] in ("done", "failed") for pk in runs.values())
+        return all(run["state"] in ("done", "failed") for run in told.values())
 
-    until(over, 240, "all four are prepared")
+    until(over, 300, "all four are prepared")
     assert {name: deck.run(pk)["reason"] for name, pk in runs.items()} == dict.fromkeys(runs, "")
     jobs = deck.do(_LOGS, names=[host.name for host in four])
-    assert len(hit) == len(jobs) >= 12, "every job was hit in its middle"
+    kinds = {"base", "environment", "packages", "verification", "hosts", "trust"}
+    assert {(job["node"], job["name"]) for job in jobs.values()} == {(name, kind) for name in runs for kind in kinds}
+    assert hit == {*jobs, *runs}, "every job and every push was hit in its middle"
     assert_each_ran_once(four, jobs)
     assert_logs_are_whole(hosts, jobs)
+    assert_pushes_are_whole(pushes, wheels)
+
+
+def make_bare(host: Host, index: Path, missing: list[str]) -> None:
+    """Without one of the base packages, with all wheels but those, on a slow line, and with programs to be hit."""
+    host.write("/usr/local/bin/sh", _COUNTING_SH, 0o755)
+    host.write("/usr/local/bin/apt-get", STAND_IN_APT.read_bytes(), 0o755)
+    host.run(f"rm -f /usr/bin/{MISSING}; mkdir -p ~/.quarterdeck/wheels; cd ~/.quarterdeck/wheels;"
+             f" cp {index}/*/*.whl . && rm {' '.join(missing)}")
+    host.slow(RATE)
+
+
+class Push:
+    """What of the missing wheels has come to a host so far."""
+
+    def __init__(self, host: Host, missing: list[str]) -> None:
+        self.name, self.host, self.missing = host.name, host, missing
+        self.folder = host.path("/root/.quarterdeck/wheels")
+        self.sizes = [0]
+        self._hit = False
+
+    def middle(self) -> list[str]:
+        """The host's name, once, when some of it has come and not all."""
+        before = self.sizes[-1]
+        self.sizes.append(sum(map(self._size, self.missing)))
+        begun = not self._hit and 1 << 20 < before <= self.sizes[-1] and not self.whole
+        self._hit = self._hit or begun
+        if self.whole:
+            self.host.restore()
+        return [self.name] if begun else []
+
+    @property
+    def whole(self) -> bool:
+        return all((self.folder / name).exists() for name in self.missing)
+
+    def _size(self, name: str) -> int:
+        """Of the wheel, or of what there is of it: a moment later it may have its name."""
+        found = [path.stat().st_size for path in self.folder.glob(f"{name}*")]
+        return max(found, default=0)
 
 
 def talk_much(host: Host) -> None:
@@ -140,6 +213,13 @@ def assert_logs_are_whole(hosts: Lab, jobs: dict[str, Any]) -> None:
     for job in jobs.values():
         on_node = hashlib.sha256(hosts[job["node"]].read(f"{job['place']}/log")).hexdigest()
         assert (job["live"], job["kept"]) == (on_node, on_node), job
+
+
+def assert_pushes_are_whole(pushes: dict[str, Push], wheels: Path) -> None:
+    for push in pushes.values():
+        assert push.sizes == sorted(push.sizes), "a byte was pushed twice"
+        for name in push.missing:
+            assert (push.folder / name).read_bytes() == (wheels / name).read_bytes(), (push.name, name)
 
 
 @pytest.mark.parametrize(
