@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,7 +34,9 @@ from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
 from tests.support.stand_in_hub import MODEL, StandInHub, serving
 
-pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
+pytestmark = [
+    pytest.mark.valkey, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_ports", "few_pythons")
+]
 LOGS = Path(__file__).parent / "logs"
 
 
@@ -44,44 +45,10 @@ def engine(tmp_path: Path) -> StandInEngine:
     return StandInEngine(tmp_path / "root")
 
 
-@pytest.fixture(autouse=True)
-def own_ports(settings: Settings) -> None:
-    settings.PORT_BASE = 40000 + os.getpid() % 40 * 500
-
-
-@pytest.fixture(autouse=True)
-def few_pythons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The probe asks every Python it finds who it is; a developer's machine may have a dozen."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{sys.base_prefix}/bin:/usr/bin:/bin")
-
-
 @pytest.fixture
 def node(engine: StandInEngine) -> Node:
     return Node.objects.create(
         name="here", kind=Node.Kind.LOCAL, address="127.0.0.1", root=str(engine.root), state=NodeState.READY)
-
-
-@pytest.fixture
-def quarterdeck(valkey: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """A real watch, and the worker's tasks done at once where they are sent."""
-    monkeypatch.setattr(tasks, "send", lambda task, *arguments: task(*arguments))
-    monkeypatch.setattr(runs, "queue", lambda run_id: None)
-    watching = Watch()
-
-    def run() -> None:
-        watching.run()
-        connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield watching
-    watching.stop()
-    thread.join(20)
-    for watcher in watching.watchers.values():
-        watcher.join(10)
-    for job in Job.objects.filter(state__in=JOB_ACTIVE).select_related("node"):
-        runs.end_job(job, "KILL")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,23 +44,6 @@ def own_kinds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, str]]:
     monkeypatch.setattr(runs, "stories", {})
     runs.register_story(Story("tale", "Tale", lambda run, ok, reason: settled.append((run.about, ok, reason))))
     return settled
-
-
-@pytest.fixture
-def watch(valkey: str) -> Iterator[Watch]:
-    watching = Watch()
-
-    def run() -> None:
-        watching.run()
-        connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield watching
-    watching.stop()
-    thread.join(10)
-    for watcher in watching.watchers.values():
-        watcher.join(10)
 
 
 def kind(name: str, text: str = "", **more: object) -> StepKind:
