@@ -385,6 +385,26 @@ def test_a_run_is_advanced_by_one_worker_at_a_time_for_as_long_as_it_takes(
     assert begun == [7, 7]
 
 
+def test_the_end_of_a_job_advances_no_run_that_another_worker_advances(
+    node: Node, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind("talk", "echo over")
+    run = advance_until(begin(node, "talk"), RunState.DONE)
+    job = Job.objects.get()
+    again: list[int] = []
+    monkeypatch.setattr(tasks, "send", lambda task, run_id: again.append(run_id))
+    begun: list[int] = []
+
+    def meanwhile(run_id: int) -> None:
+        begun.append(run_id)
+        if len(begun) == 1:
+            tasks.job_over(str(job.pk))
+
+    monkeypatch.setattr(runs, "advance", meanwhile)
+    tasks.advance_run(run.pk)
+    assert (begun, again) == ([run.pk], [run.pk])
+
+
 def test_a_killed_worker_holds_a_run_up_for_seconds(node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[float] = []
     monkeypatch.setattr(runs, "advance", lambda run_id: held.append(streams.client().ttl(f"advancing:{run_id}")))
