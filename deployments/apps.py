@@ -2,9 +2,16 @@ from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
 
-class DeploymentsConfig(AppConfig):
+class Models(AppConfig):
+    """The models alone, for the gateway."""
+
+    default = False
     name = "deployments"
     verbose_name = _("Deployments")
+
+
+class DeploymentsConfig(Models):
+    default = True
 
     def ready(self) -> None:
         # They register steps, stories, tasks and receivers.

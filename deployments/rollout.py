@@ -35,8 +35,16 @@ def create(
     name: str, model: str, on: Node | Cluster, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
     """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
+    check_new(name, on if isinstance(on, Node) else on.head, port)
     cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
-    head = cluster.head
+    taken = set(Deployment.objects.filter(cluster__head=cluster.head).values_list("port", flat=True))
+    return Deployment.objects.create(
+        name=name, model=model, cluster=cluster, port=port or _free_port(taken), options=options, created_by=by
+    )
+
+
+def check_new(name: str, head: Node, port: int | None) -> None:
+    """Raise `Problem` for a name that another deployment has, or a port that one on this head has."""
     if Deployment.objects.filter(name=name).exists():
         raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
@@ -46,9 +54,6 @@ def create(
             % {"port": port, "node": head.name, "name": taken[port]},
             _("Choose another port, or leave the field empty."),
         )
-    return Deployment.objects.create(
-        name=name, model=model, cluster=cluster, port=port or _free_port(set(taken)), options=options, created_by=by
-    )
 
 
 def _free_port(taken: set[int]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from deployments.models import Replica
-from nodes import tunnel
 from nodes.clusters_address import inner_address
 
 __all__ = ["base_url", "inner_address"]
@@ -15,6 +14,8 @@ def base_url(replica: Replica) -> str:
     if not replica.tunnel:
         host = f"[{node.address}]" if ":" in node.address else node.address
         return f"http://{host}:{replica.port}"
+    from nodes import tunnel  # and with it SSH, which a gateway that needs no tunnel does without
+
     bound = inner_address(node)
     there = "127.0.0.1" if bound == "0.0.0.0" else bound  # noqa: S104
     return f"http://127.0.0.1:{tunnel.local_port(node, there, replica.port)}"

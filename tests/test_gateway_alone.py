@@ -30,12 +30,18 @@ from tests.upstream import Asked, StandIn, stand_in
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+def surroundings() -> dict[str, str]:
+    """An environment with the test's database and no Redis."""
+    database = f"sqlite:///{connection.settings_dict['NAME']}"
+    own = {"DATABASE_URL": database, "REDIS_URL": "unix:///nowhere/valkey.sock", "LOG_LEVEL": "DEBUG",
+           "SECRET_KEY": settings.SECRET_KEY, "FIELD_KEY": settings.FIELD_KEY}
+    return {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"} | own
+
+
 @asynccontextmanager
 async def alone(port: int, log: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """The command, with the test's database and no Redis; its output is in ``log``."""
-    database = f"sqlite:///{connection.settings_dict['NAME']}"
-    env = {**os.environ, "DATABASE_URL": database, "REDIS_URL": "unix:///nowhere/valkey.sock", "LOG_LEVEL": "DEBUG",
-           "SECRET_KEY": settings.SECRET_KEY, "FIELD_KEY": settings.FIELD_KEY}
+    """The command; its output is in ``log``."""
+    env = surroundings()
     command = [sys.executable, "manage.py", "gateway", "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out)
@@ -76,6 +82,34 @@ async def test_it_serves_and_finishes_what_it_was_asked_when_it_is_stopped(tmp_p
     counted = await Usage.objects.aget(key=key.pk)
     assert (counted.requests, counted.prompt_tokens, counted.ttft_count) == (1, 7, 1)
     assert plain[3:20] not in log.read_text()
+
+
+#: As `manage.py gateway` does, up to where it would listen; then what that has imported.
+IMPORTS = """
+import sys, runpy, uvicorn
+uvicorn.run = lambda *args, **options: None
+sys.argv = ["manage.py", "gateway"]
+runpy.run_path("manage.py", run_name="__main__")
+from deployments.gateway import app, directory
+directory.from_database()
+print(*sys.modules)
+"""
+#: Each costs megabytes, and none of them has to do with a prompt.
+HEAVY = {
+    "aiohttp", "celery", "channels", "django_htmx", "httpx", "kombu", "ninja", "paramiko", "pydantic", "yaml",
+    "controlplane.urls", "deployments.plan", "deployments.views", "nodes.hosts", "nodes.recipes", "nodes.tasks",
+    "nodes.views",
+}
+
+
+def test_it_imports_nothing_of_pages_tasks_and_ssh() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], cwd=ROOT, env=surroundings(), capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "deployments.gateway.forward" in loaded
+    assert not HEAVY & loaded
+    assert len(loaded) < 900  # 760 when this was written; each thousand are about 40 MiB
 
 
 async def until_it_answers(http: httpx.AsyncClient) -> None:

@@ -16,8 +16,9 @@ from django.utils import timezone
 
 from controlplane.problems import Problem
 from controlplane.secrets import NO_SECRET, Secret
-from deployments.hub.client import Access, config, file_url, listing
+from deployments.hub.client import config, file_url, listing
 from deployments.hub.models import HubAccess, access, default_endpoint
+from deployments.hub.place import Access
 from deployments.hub.source import Hub, HubModel, ModelFile, wanted
 from deployments.hub.views import presence
 from nodes.models import Node

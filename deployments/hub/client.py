@@ -6,7 +6,6 @@ Hugging Face's API is also what its mirrors speak. ModelScope's differs in the a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -15,25 +14,13 @@ import msgspec
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from controlplane.secrets import NO_SECRET, Secret
+from deployments.hub.place import Access
 from deployments.hub.source import Hub, HubModel, Listing, ModelFile, wanted
 
 _SECONDS = 15
 _LARGEST_ANSWER = 16 << 20
 _MOST_REDIRECTS = 5
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Access:
-    """Where a hub or its mirror is, and the token to show it. ``endpoint`` has no slash at its end."""
-
-    endpoint: str
-    token: Secret = NO_SECRET
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token.reveal()}"} if self.token else {}
 
 
 def file_url(access: Access, model: HubModel, commit: str, path: str) -> str:

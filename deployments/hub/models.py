@@ -6,7 +6,7 @@ from django.conf import settings
 from django.db import models
 
 from controlplane.secrets import NO_SECRET, EncryptedField
-from deployments.hub.client import Access
+from deployments.hub.place import Access
 from deployments.hub.source import Hub
 
 

@@ -11,6 +11,7 @@ from deployments.gateway.http import BoundedHttp
 
 
 class Command(BaseCommand):
+    requires_system_checks = ["quarterdeck"]  # the others import all pages
     help = "Serve /v1, the OpenAI-compatible gateway, without pages."
 
     def add_arguments(self, parser: CommandParser) -> None:
