@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.dispatch import receiver
@@ -27,8 +28,8 @@ from nodes.models import Job, Node, Run
 from nodes.runs import Story
 from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState
 
-#: The delay before a server is started again, after its first end; each further one doubles it.
-FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=10), timedelta(minutes=5)
+#: The delay before a server is started again doubles with each end in a row, from RESTART_DELAY to this.
+LONGEST_DELAY = timedelta(minutes=5)
 #: A server that worked for so long starts with the first delay again.
 STABLE = timedelta(minutes=10)
 #: A deployment's servers are not started by themselves more often than this.
@@ -46,7 +47,7 @@ def now() -> datetime:
 
 def delay(failures: int) -> timedelta:
     """How long a server that ended so many times in a row is left alone."""
-    return min(LONGEST_DELAY, FIRST_DELAY * (1 << min(max(failures - 1, 0), 10)))
+    return min(LONGEST_DELAY, timedelta(seconds=settings.RESTART_DELAY) * (1 << min(max(failures - 1, 0), 10)))
 
 
 def ended(replica: Replica, why: str) -> bool:
