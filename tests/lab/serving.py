@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -28,7 +28,7 @@ answer = {
     "restarts": one.restarts, "server": str(one.server_id), "node": one.node.name, "port": one.port,
     "url": f"http://{one.node.address}:{one.port}", "api_key": one.deployment.api_key.reveal(),
     "hosts": [place["host"] for place in one.placement], "measured": one.measured,
-    "busy": runs.exclude(state__in=["done", "failed"]).exists(), "starts": runs.filter(story="rollout").count(),
+    "ray": one.deployment.cluster.reason, "busy": runs.exclude(state__in=["done", "failed"]).exists(), "starts": runs.filter(story="rollout").count(),
     "subjects": {"replica": one.subject, "deployment": one.deployment.subject,
                  "cluster": one.deployment.cluster.subject}}
 """
@@ -48,6 +48,13 @@ Replica.objects.update(state_since=long_ago)
 Deployment.objects.update(restarted_at=None)
 Cluster.objects.update(state_since=long_ago)
 """
+
+
+class Story(NamedTuple):
+    """Why the deployment had failed, and what was said of its cluster's Ray meanwhile."""
+
+    failed: str
+    ray: str
 
 
 @dataclass
@@ -92,21 +99,23 @@ class Served:
         """One with a part of the model, and not the head of the cluster."""
         return self.lab[next(name for name in self.workers() if name != self.now()["node"])]
 
-    def after(self, fault: Callable[[], object]) -> list[list[Any]]:
-        """Do it, and wait until one server was started again and all is well; returns the events meanwhile."""
+    def after(self, fault: Callable[[], object]) -> Story:
+        """Do it, and wait until one server was started again and all is well; returns what was told meanwhile."""
         self.deck.do(_LONG_WELL)
-        before, mark = self.now(), len(self.events()) and self.events()[-1][0]
-        fault()
-        until(lambda: self.now()["restarts"] > before["restarts"] and self.is_well(), RECOVERY,
-              f"it came back: {self.events(mark)}")
-        assert self.now()["restarts"] == before["restarts"] + 1
-        assert self.answer()
-        return self.events(mark)
+        before, mark, ray = self.now(), self.events()[-1][0], set()
 
-    def reasons(self, events: list[list[Any]], of: str, state: str) -> str:
-        """Why the replica, the deployment or the cluster came into a state, all of these together."""
-        subject = self.now()["subjects"][of]
-        return "\n".join(reason for _number, about, new, reason in events if (about, new) == (subject, state))
+        def is_back() -> bool:
+            now = self.now()
+            ray.add(now["ray"])
+            return now["restarts"] > before["restarts"] and now["states"] == ["ready"] * 3 and not now["busy"]
+
+        fault()
+        until(is_back, RECOVERY, f"it came back; {ray}")
+        assert self.now()["restarts"] == before["restarts"] + 1, self.events(mark)
+        assert self.answer()
+        deployment = before["subjects"]["deployment"]
+        failed = [reason for _number, about, new, reason in self.events(mark) if (about, new) == (deployment, "failed")]
+        return Story("\n".join(failed), "\n".join(ray))
 
 
 def pids(host: Host, pattern: str) -> list[str]:
