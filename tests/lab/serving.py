@@ -15,8 +15,8 @@ from tests.lab.host import Host, until
 WORKER, SERVER, RAYLET, GCS = "^[r]ay::RayWorker", "[v]llm serve", "[r]aylet/raylet", "[g]cs/gcs_server"
 #: Everything of Ray and vLLM that goes on where nothing is started again.
 LASTING = (WORKER, SERVER, "^[V]LLM::EngineCore", RAYLET, GCS)
-#: Seconds; four times what a recovery takes on two cores that others use as well.
-RECOVERY = 280
+#: Seconds; most of a minute on two cores where nothing else runs.
+RECOVERY = 480
 
 _NOW = """
 from deployments.models import Replica
@@ -28,7 +28,9 @@ answer = {
     "restarts": one.restarts, "server": str(one.server_id), "node": one.node.name, "port": one.port,
     "url": f"http://{one.node.address}:{one.port}", "api_key": one.deployment.api_key.reveal(),
     "hosts": [place["host"] for place in one.placement], "measured": one.measured,
-    "ray": one.deployment.cluster.reason, "busy": runs.exclude(state__in=["done", "failed"]).exists(), "starts": runs.filter(story="rollout").count(),
+    "ray": one.deployment.cluster.reason,
+    "busy": runs.exclude(state__in=["done", "failed"]).exists(),
+    "starts": runs.filter(story="rollout").count(),
     "subjects": {"replica": one.subject, "deployment": one.deployment.subject,
                  "cluster": one.deployment.cluster.subject}}
 """
