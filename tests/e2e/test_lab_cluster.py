@@ -1,8 +1,9 @@
 """Real Ray over four hosts and real vLLM over two of them, made in a browser; then whatever can break is broken.
 
 One lab, one Quarterdeck and one deployment for all tests: a start takes most of a minute on two cores. Each test
-leaves the deployment as it found it: ready. Two settings differ from a server's: what ended is started again after 2 s
-and not 10 (RESTART_DELAY), and Ray gives up a node that is silent after 20 s and not 65 (RAY_health_check_*).
+leaves the deployment as it found it: ready. Three settings differ from a server's: what ended is started again after 2 s
+and not 10 (RESTART_DELAY), Ray gives up a node that is silent after 20 s and not 65 (RAY_health_check_*), and vLLM's
+engine is forked, which saves loading it a second time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -33,8 +34,8 @@ from tests.support.sshd import free_port
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.lab, pytest.mark.sshd, pytest.mark.valkey]
 
 STARTED_MS = 600_000  # most of a minute where nothing else runs
-PATIENT_RAY = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000",
-               "RAY_health_check_failure_threshold": "5"}
+QUICK = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000",
+         "RAY_health_check_failure_threshold": "5", "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork"}
 OPTIONS = {"kv-cache-memory-bytes": 64 << 20, "max-model-len": 512, "max-num-seqs": 4}
 _KEY = """
 from django.contrib.auth import get_user_model
@@ -77,6 +78,7 @@ class Started(NamedTuple):
     """The deployment, and what the two who pressed Start at once were shown."""
 
     served: Served
+    first: dict[str, Any]  # how it was then
     page: str
     alerts: list[str]
 
@@ -85,7 +87,7 @@ class Started(NamedTuple):
 def lab(node_root: Path) -> Iterator[Lab]:
     """te1 to te4 for the cluster; te5 stays alone."""
     engine.install(node_root)
-    with Lab(5, share=engine.shared(node_root), settings={**pip_settings(), **PATIENT_RAY}) as five:
+    with Lab(5, share=engine.shared(node_root), settings={**pip_settings(), **QUICK}) as five:
         yield five
 
 
@@ -118,7 +120,8 @@ def started(browser: Browser, lab: Lab, deck: LabDeck) -> Started:
         bob.goto("about:blank")
         expect(ada.locator("#head .state")).to_contain_text("ready", timeout=STARTED_MS)
         shot(ada, "cluster-deployment-ready")
-        return Started(Served(lab, deck, "small", str(deck.do(_KEY))), ada.locator("main").inner_text(), alerts)
+        served = Served(lab, deck, "small", str(deck.do(_KEY)))
+        return Started(served, served.now(), ada.locator("main").inner_text(), alerts)
 
 
 @pytest.fixture(scope="module")
@@ -175,15 +178,15 @@ def alerts_of(page: Page) -> str:
 def test_one_model_is_served_by_two_hosts_of_four_and_the_page_says_what_vllm_said(
     started: Started, deck: LabDeck, lab: Lab
 ) -> None:
-    served, now = started.served, started.served.now()
+    served, first = started.served, started.first
     assert deck.do(_VIEW) == [True] * 4
     assert len(served.workers()) == 2
-    assert sorted(now["hosts"]) == sorted(served.workers()), "the workers are where the page has them"
+    assert sorted(served.now()["hosts"]) == sorted(served.workers()), "the workers are where Quarterdeck has them"
+    assert f"workers on {', '.join(first['hosts'])}" in started.page
     assert "Plan and reality" in started.page
-    assert f"{now['measured']['kv_tokens']:,}" in started.page
-    assert f"workers on {', '.join(now['hosts'])}" in started.page
-    log = lab["te1"].read(f"/root/.quarterdeck/jobs/{now['server']}/log").decode()
-    assert f"KV cache size: {now['measured']['kv_tokens']:,} tokens" in log
+    assert f"{first['measured']['kv_tokens']:,}" in started.page.partition("Plan and reality")[2]
+    log = lab["te1"].read(f"/root/.quarterdeck/jobs/{first['server']}/log").decode()
+    assert f"KV cache size: {first['measured']['kv_tokens']:,} tokens" in log
     assert served.answer()
 
 
@@ -208,7 +211,7 @@ def test_a_killed_raylet_is_named_and_ray_and_the_model_come_back(served: Served
     told = served.after(lambda: kill(host, RAYLET))
     lost = f"{host.name}: Ray ended: raylet was killed by signal 9"
     assert lost in told.ray
-    assert f"on {host.name}, died" in told.failed
+    assert host.name in told.failed
 
 
 def test_a_killed_gcs_is_named_and_the_whole_cluster_and_the_model_come_back(served: Served, lab: Lab) -> None:
