@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import model_steps, placing, planning
+from deployments import aliases, model_steps, placing, planning
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
@@ -37,8 +37,7 @@ def create(
     """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
     cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
     head = cluster.head
-    if Deployment.objects.filter(name=name).exists():
-        raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
+    aliases.check_free(name)
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(
