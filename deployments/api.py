@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from django.contrib.auth.models import User
 from django.db import transaction
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
@@ -15,7 +16,7 @@ from pydantic import StringConstraints
 
 from controlplane.api import FAILURES, Invalid, Line, Listed, Name, Small, Window, Word, listed, needs
 from controlplane.roles import ADMIN, OPERATOR
-from deployments import aliases, exchange, revisions, rollout
+from deployments import aliases, effects, exchange, revisions, rollout
 from deployments.kept import Revision
 from deployments.models import Deployment, Replica
 from deployments.spec import Spec, from_yaml
@@ -91,6 +92,17 @@ class AppliedOut(Schema):
     what: Literal["created", "changed", "unchanged"]
     revision: int
     lines: list[Difference]
+    run: RunOut | None = Field(description="what makes it run as the file says; null: nothing has to")
+
+
+class Effect(Schema):
+    """What becomes of the servers."""
+
+    restart: bool = Field(True, description="replace servers that run another specification; false: only save")
+
+
+class ApplyEffect(Effect):
+    start: bool = Field(False, description="roll out what does not run, too")
 
 
 class AliasNew(Schema):
@@ -143,8 +155,8 @@ _YAML = {"required": True, "content": {"application/yaml": {"schema": {"type": "
 @router.post(
     "/apply", response={200: list[AppliedOut], **FAILURES}, tags=["deployments"], openapi_extra={"requestBody": _YAML}
 )
-def apply(request: HttpRequest) -> list[AppliedOut]:
-    """Make deployments what a YAML file says, as `manage.py apply` does. Again is the same as once; starts nothing."""
+def apply(request: HttpRequest, effect: Query[ApplyEffect]) -> list[AppliedOut]:
+    """Make deployments what a YAML file says, as `manage.py apply` does; all of it, or nothing. Again is as once."""
     user = needs(request, OPERATOR).user
     try:
         specs = from_yaml(request.body.decode())
@@ -153,20 +165,26 @@ def apply(request: HttpRequest) -> list[AppliedOut]:
     for spec in specs:  # all of them before the first is touched
         revisions.check(spec)
     with transaction.atomic():
-        return [_applied(revisions.apply(spec, user, "/api/apply")) for spec in specs]
+        return [_applied(revisions.apply(spec, user, "/api/apply"), user, effect) for spec in specs]
 
 
-def _applied(applied: revisions.Applied) -> AppliedOut:
+def _applied(applied: revisions.Applied, user: User, effect: ApplyEffect) -> AppliedOut:
     lines = [Difference(**line._asdict()) for line in applied.lines]
     one = applied.deployment
-    return AppliedOut(name=one.name, what=applied.what, revision=one.revision, lines=lines)  # type: ignore[arg-type]
+    run = effects.take(one, user, start=effect.start) if effect.restart else None
+    told = tell_run(run) if run else None
+    return AppliedOut(name=one.name, what=applied.what, revision=one.revision, lines=lines, run=told)  # type: ignore[arg-type]
 
 
 @router.put("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
-def change(request: HttpRequest, name: Path[Name], new: DeploymentNew) -> DeploymentOut:
-    """Give it another specification. What runs goes on with the old one until it is started again."""
+def change(request: HttpRequest, name: Path[Name], new: DeploymentNew, effect: Query[Effect]) -> DeploymentOut:
+    """Give it another specification, and have servers that run replaced by such: without a gap where GPUs allow it."""
     user = needs(request, OPERATOR).user
-    revisions.change(_named(name), Spec.from_dict(new.dict()), user)
+    with transaction.atomic():
+        found = _named(name)
+        revisions.change(found, Spec.from_dict(new.dict()), user)
+        if effect.restart:
+            effects.take(found, user)
     return _deployment(_named(name))
 
 
@@ -181,10 +199,16 @@ def all_revisions(request: HttpRequest, name: Path[Name], window: Query[Window])
     response={200: DeploymentOut, **FAILURES},
     tags=["deployments"],
 )
-def restore(request: HttpRequest, name: Path[Name], number: Path[Small]) -> DeploymentOut:
-    """Make an earlier specification the newest."""
+def restore(
+    request: HttpRequest, name: Path[Name], number: Path[Small], effect: Query[Effect]
+) -> DeploymentOut:
+    """Make an earlier specification the newest, and have servers that run replaced by such."""
     user = needs(request, OPERATOR).user
-    revisions.roll_back(_named(name), number, user)
+    with transaction.atomic():
+        found = _named(name)
+        revisions.roll_back(found, number, user)
+        if effect.restart:
+            effects.take(found, user)
     return _deployment(_named(name))
 
 

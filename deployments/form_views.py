@@ -10,10 +10,11 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
-from deployments import accepted, command_page, exchange, plan_page, planning, revisions, rollout
+from deployments import accepted, command_page, exchange, plan_page, planning, revisions, rollout, server_page
 from deployments.forms import FLAGS, LAYOUT, DeploymentForm, initial
 from deployments.models import Deployment
 from deployments.planning import Planned
+from deployments.revision_views import bring_about
 from deployments.spec import Spec
 from deployments.states import AT_REST, SERVING
 from nodes.models import Node
@@ -73,22 +74,10 @@ def _save(request: SignedIn, found: Deployment, form: DeploymentForm) -> HttpRes
     changed = revisions.change(found, form.spec, request.user, form.cleaned_data["note"])
     if not changed:
         messages.info(request, _("Nothing was changed."))
-    elif "start" in request.POST:
-        return _apply(request, found)
     else:
         messages.success(request, _("Revision %(number)d is saved.") % {"number": found.revision})
-    return redirect(found)
-
-
-def _apply(request: SignedIn, found: Deployment) -> HttpResponse:
-    """Have the newest revision run: started, or in the place of what runs."""
-    try:
-        if found.fresh().state in AT_REST:
-            rollout.start(found, request.user)
-        else:
-            exchange.replace(found, request.user)
-    except Problem as problem:
-        messages.warning(request, str(problem))
+    if "start" in request.POST:
+        bring_about(request, found, start=True)
     return redirect(found)
 
 
@@ -117,7 +106,8 @@ def _more(spec: Spec, planned: Planned, besides: Deployment | None) -> dict[str,
     try:
         draft = command_page.draft_of(spec, planned, besides)
         gap = exchange.forecast(draft) if besides and besides.state in SERVING else None
-        return {"commands": command_page.of_deployment(draft, command_page.would_be(draft)), "gap": gap}
+        commands = command_page.of_deployment(draft, command_page.would_be(draft))
+        return {"commands": commands, "gap": gap, "gap_words": server_page.WAYS.get(gap)}
     except Problem as problem:
         return {"commands_problem": str(problem)}
 

@@ -63,10 +63,15 @@ def change(deployment: Deployment, spec: Spec, by: User | None, note: str = "") 
 
 def roll_back(deployment: Deployment, number: int, by: User | None) -> bool:
     """Make the specification of an earlier revision the newest. Raises `Problem`; False if it is what it is already."""
-    earlier = deployment.revisions.filter(number=number).first()
-    if earlier is None:
+    return change(deployment, earlier(deployment, number), by, _("as revision %(number)d") % {"number": number})
+
+
+def earlier(deployment: Deployment, number: int) -> Spec:
+    """The specification that a revision of it has. Raises `Problem` where there is no such revision."""
+    found = deployment.revisions.filter(number=number).first()
+    if found is None:
         raise Problem(_("%(name)s has no revision %(number)d.") % {"name": deployment.name, "number": number})
-    return change(deployment, Spec.from_dict(earlier.spec), by, _("as revision %(number)d") % {"number": number})
+    return Spec.from_dict(found.spec)
 
 
 def clone(deployment: Deployment) -> Spec:
@@ -147,15 +152,22 @@ class Applied(NamedTuple):
     lines: list[Line]
 
 
-def check(spec: Spec) -> None:
-    """Raise the `Problem` that applying the specification would meet, as far as it can be known before."""
+def check(spec: Spec) -> Planned:
+    """The specification's plan. Raises the `Problem` that applying it would meet, as far as it can be known before."""
     found = Deployment.objects.filter(name=spec.name).first()
+    planned = _possible(spec, found)
     if found is None:
-        aliases.check_free(spec.name)
-    _possible(spec, found)
-    if found is not None:
+        rollout.check_new(spec.name, _head(spec), spec.port)
+    else:
         old = spec_of(found)
         _check_move(found, old, replace(spec, port=spec.port or old.port))
+    return planned
+
+
+def changes(deployment: Deployment, spec: Spec) -> list[Line]:
+    """What the specification changes about the deployment."""
+    old = spec_of(deployment)
+    return difference(old.to_dict(), replace(spec, port=spec.port or old.port).to_dict())
 
 
 def apply(spec: Spec, by: User | None, note: str) -> Applied:

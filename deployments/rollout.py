@@ -35,8 +35,16 @@ def create(
     name: str, model: str, on: Node | Cluster, port: int | None, options: dict[str, Any], by: User | None
 ) -> Deployment:
     """A new deployment in state draft, on a cluster or that of a node. Raises `Problem` for a name or port taken."""
+    check_new(name, on if isinstance(on, Node) else on.head, port)
     cluster = on if isinstance(on, Cluster) else clusters.of_node(on)
-    head = cluster.head
+    taken = set(Deployment.objects.filter(cluster__head=cluster.head).values_list("port", flat=True))
+    return Deployment.objects.create(
+        name=name, model=model, cluster=cluster, port=port or _free_port(taken), options=options, created_by=by
+    )
+
+
+def check_new(name: str, head: Node, port: int | None) -> None:
+    """Raise `Problem` for a name that requests use already, or a port that one on this head has."""
     aliases.check_free(name)
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
@@ -45,9 +53,6 @@ def create(
             % {"port": port, "node": head.name, "name": taken[port]},
             _("Choose another port, or leave the field empty."),
         )
-    return Deployment.objects.create(
-        name=name, model=model, cluster=cluster, port=port or _free_port(set(taken)), options=options, created_by=by
-    )
 
 
 def _free_port(taken: set[int]) -> int:

@@ -17,7 +17,7 @@ from deployments.replacing import Way
 from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaState
 
 #: What is said before servers are replaced.
-WAYS: Mapping[Way, Promise] = {
+WAYS: Mapping[Way | None, Promise] = {
     Way.BESIDE: gettext_lazy(
         "There is no gap: new servers start beside the old ones. Once they answer, requests go to them, and the old "
         "ones end when their last answers have."),

@@ -9,6 +9,7 @@ urlpatterns = [
     path("plan/", form_views.plan, name="deployment-plan"),
     path("flags/<str:name>/", form_views.flags, name="node-flags"),
     path("import/", revision_views.import_, name="deployment-import"),
+    path("import/preview/", revision_views.preview, name="import-preview"),
     path("<str:name>/", views.deployment, name="deployment"),
     path("<str:name>/edit/", form_views.edit, name="deployment-edit"),
     path("<str:name>/history/", revision_views.history, name="deployment-history"),

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from deployments import exchange, plan_page, prediction, rollout, server_page
+from deployments import effects, exchange, plan_page, prediction, rollout, server_page
 from deployments.models import Deployment
 from deployments.states import AT_REST, SERVING
 from nodes.models import Node, Run
@@ -48,7 +48,7 @@ def deployment(request: HttpRequest, name: str) -> HttpResponse:
         "mends": server_page.mends(found),
         "servers": server_page.servers(found),
         "gap": server_page.gap(found),
-        "outdated": any(one.revision != found.revision for one in found.replicas.all()),
+        "outdated": effects.outdated(found),
         "measured": {} if found.plan else measured(replica.measured if replica else {}),
         "predicted": prediction.compared(found.plan, replica.measured if replica else {}),
         "plan_words": plan_page.words_of_kept(found.plan),

@@ -123,7 +123,7 @@ def job_over(job_id: str) -> None:
     job = Job.objects.select_related("node").filter(pk=job_id).first()
     step = getattr(job, "step", None)
     if step is not None:
-        runs.advance(step.run_id)
+        advance_run(step.run_id)  # under its lease: two that push the same wheel at once spoil it for each other
     if job is None or not Job.objects.filter(pk=job_id).exists():
         return  # its run was the removal of the node, and all that is known of that is gone
     signals.job_ended.send(Job, job=job)

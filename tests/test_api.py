@@ -152,6 +152,7 @@ def test_a_file_is_applied_and_again_is_the_same_as_once(node: Node) -> None:
 
     assert [one["what"] for text in (file % 1, file % 1) for one in apply(text).json()] == ["created", "unchanged"]
     (changed,) = apply(file % 2).json()
+    assert changed["run"] is None
     assert (changed["what"], changed["lines"]) == ("changed", [{"name": "seed", "old": 1, "new": 2}])
     for text in ("[", "name: tiny", "a: &x 1", "--- {}\n" * 200, b"\x00", ""):
         error_of(apply(text), 409)

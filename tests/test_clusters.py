@@ -6,25 +6,21 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.utils import timezone
-from pytest_django import Settings
 
 from controlplane import streams
 from controlplane.problems import Problem
 from deployments import rollout
 from deployments.models import Deployment
 from deployments.states import DeploymentState
-from nodes import clusters, clusters_care, clusters_room, clusters_steps, preparation, runs, signals, tasks
+from nodes import clusters, clusters_care, clusters_room, clusters_steps, preparation, runs, signals
 from nodes.clusters_address import members
 from nodes.clusters_view import RayNode, View
 from nodes.models import Cluster, Job, Node, Run
@@ -33,19 +29,9 @@ from nodes.watch import Watch
 from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
 
-pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
-
-
-@pytest.fixture(autouse=True)
-def own_ports(settings: Settings) -> None:
-    settings.PORT_BASE = 40000 + os.getpid() % 40 * 500
-
-
-@pytest.fixture(autouse=True)
-def few_pythons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The probe asks every Python it finds who it is; a developer's machine may have a dozen."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{sys.base_prefix}/bin:/usr/bin:/bin")
+pytestmark = [
+    pytest.mark.valkey, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_ports", "few_pythons")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,29 +49,6 @@ def nodes(tmp_path: Path) -> list[Node]:
         made.append(Node.objects.create(
             name=name, kind=Node.Kind.LOCAL, address=f"127.0.0.{number}", root=root, state=NodeState.READY))
     return made
-
-
-@pytest.fixture
-def quarterdeck(valkey: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """A real watch, and the worker's tasks done at once where they are sent."""
-    monkeypatch.setattr(tasks, "send", lambda task, *arguments: task(*arguments))
-    monkeypatch.setattr(runs, "queue", lambda run_id: None)
-    watching = Watch()
-
-    def run() -> None:
-        watching.run()
-        connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield watching
-    watching.stop()
-    thread.join(20)
-    for watcher in watching.watchers.values():
-        watcher.join(10)
-    watching.clusters.join(10)
-    for job in Job.objects.filter(state__in=JOB_ACTIVE).select_related("node"):
-        runs.end_job(job, "KILL")
 
 
 @pytest.fixture

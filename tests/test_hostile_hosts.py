@@ -18,6 +18,7 @@ from nodes.remote import ssh, ssh_channel
 from nodes.remote.command import command, script
 from nodes.remote.errors import SignInRefused, TimedOut, Unreachable
 from tests.support import sshd as sshd_support
+from tests.support.deck import until
 from tests.support.sshd import Sshd, keygen
 
 
@@ -203,6 +204,21 @@ def test_a_channel_that_brings_nothing_is_given_up(server: Sshd, monkeypatch: py
 
 
 @pytest.mark.sshd
+def test_a_line_that_breaks_while_a_command_runs_is_no_failure_of_the_command(tmp_path: Path) -> None:
+    server = sshd_support.start(tmp_path)
+    begun = tmp_path / "begun"
+
+    def break_off() -> None:
+        until(begun.exists, 10, "the command runs")
+        server.stop()
+
+    with ssh.connect(server.login(), server.host_key) as host:
+        assert host.run(script("kill -9 $$")).status < 0, "and one that a signal ended is"
+        threading.Thread(target=break_off).start()
+        with pytest.raises(Unreachable, match="the connection was closed"):
+            host.run(script('touch "$1"; sleep 10', str(begun)))
+
+
 def test_a_login_banner_is_no_part_of_any_answer(tmp_path: Path) -> None:
     banner = tmp_path / "banner"
     banner.write_text("Authorised use only.\nAll is recorded.\n" * 200)

@@ -1,6 +1,7 @@
 """Servers are prepared while everything goes wrong: each step runs once, and no byte of its log is lost.
 
-te1 to te4 are prepared by one test, the others belong to one test each; so these may come in any order.
+te1 to te4, te9 and te10 belong to the test that breaks everything, the others to one test each; so these may come in
+any order.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,45 @@ from tests.lab.wheels import build_index
 pytestmark = [pytest.mark.lab, pytest.mark.sshd, pytest.mark.valkey]
 
 #: First in the PATH of what SSH runs: a job's script runs under this. It counts on the node which jobs have run, and
-#: takes a while before and after, saying so all the time; so there is a middle of every step to be hit.
-_COUNTING_SH = r"""#!/bin/bash
+#: keeps those that have one of the words of /var/tmp/hold in them in their middle, talking, until that file is gone.
+_HOLDING_SH = r"""#!/bin/bash
 [ "$1" = ./run ] || exec /bin/sh "$@"
 echo "$QD_JOB" >> /var/tmp/ran
-beat() { for i in {1..15}; do echo "beat $1 $i ${RANDOM}${RANDOM}"; sleep 0.1; done; }
-beat before
-/bin/sh "$@"
-status=$?
-beat after
-exit $status
+while grep -qsFf /var/tmp/hold ./run; do echo "beat ${RANDOM}${RANDOM}"; sleep 0.1; done
+exec /bin/sh "$@"
 """
+#: The first look at a server, which is no job, takes a while, and leaves a note when it begins.
+_SLOW_PYTHON = """#!/bin/sh
+touch /tmp/asked
+sleep 2
+exec /usr/bin/python3 "$@"
+"""
+#: The step that each host is kept in the middle of, with a word of its script; those of te2 and te3 besides.
+HELD = {"te1": ("base", "apt-get"), "te2": ("packages", "packages.py"), "te3": ("verification", "verify.py"),
+        "te4": ("environment", "-m venv")}
+HELD_BESIDES = {"te2": ("hosts", "edit_blocks.py"), "te3": ("trust", "edit_blocks.py")}
+#: te9 gets so many wheels pushed, over a line on which that lasts longer than all that happens to it.
+PUSHED_TO, PUSHED, RATE = "te9", 100, "2mbit"
+LOOKED_AT = "te10"
+STAND_IN_APT = Path(__file__).parent / "lab" / "stand_in_apt_get.sh"
+_TOGETHER = """
+from controlplane.secrets import Secret
+from nodes.models import Cluster, Node
+from nodes.options import Options
+cluster = Cluster.objects.create(name="four", head=Node.objects.get(name="te1"))
+Node.objects.filter(name__in=names).update(cluster=cluster)
+for name, options in {"te1": Options(base=True), pushed_to: Options(wheelhouse=True)}.items():
+    node = Node.objects.get(name=name)
+    node.preparation = Secret(options.to_text())
+    node.save()
+answer = 0
+"""
+_ONE_STEP = """
+from nodes import runs
+from nodes.models import Node
+answer = runs.start("mesh", f"mesh:{kind}", [[(kind, Node.objects.get(name=name))]], None).pk
+"""
+_ENDS = "from controlplane import streams; answer = {job: streams.end(streams.log_key(job)) or 0 for job in jobs}"
 _LOGS = """
 import hashlib
 from controlplane import streams
@@ -53,15 +83,24 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def wheels(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same packages, as a wheelhouse has them."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for wheel in index.glob("*/*.whl"):
+        (folder / wheel.name).hardlink_to(wheel)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def hosts(index: Path) -> Iterator[Lab]:
     settings = {"PIP_INDEX_URL": f"file://{index}", "PIP_CONFIG_FILE": "/dev/null"}
-    with Lab(8, share=[index], settings=settings) as lab:
+    with Lab(10, share=[index], settings=settings) as lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
-def deck(tmp_path_factory: pytest.TempPathFactory, hosts: Lab) -> Iterator[LabDeck]:
-    running = LabDeck(tmp_path_factory.mktemp("deck"))
+def deck(tmp_path_factory: pytest.TempPathFactory, hosts: Lab, wheels: Path) -> Iterator[LabDeck]:
+    running = LabDeck(tmp_path_factory.mktemp("deck"), QUARTERDECK_WHEELHOUSE=str(wheels))
     try:
         running.wait_for_address()
         running.register(*hosts.hosts)
@@ -70,45 +109,115 @@ def deck(tmp_path_factory: pytest.TempPathFactory, hosts: Lab) -> Iterator[LabDe
         running.stop()
 
 
-def drop_ssh(host: Host) -> None:
-    """Every SSH connection of the host breaks; its sshd goes on."""
-    host.run("pkill -KILL -f '^sshd: [a-z]+@' || true")
+def drop_ssh(*hosts: Host) -> None:
+    """Every SSH connection of the hosts breaks; their sshd go on."""
+    for host in hosts:
+        host.run("pkill -KILL -f '^sshd: [a-z]+@' || true")
 
 
-def cut_for_a_moment(host: Host) -> None:
-    host.cut()
-    host.run("sleep 3")
-    host.restore()
+class Middle:
+    """Runs that are kept in the middle of a step each, and what was seen of them there."""
+
+    def __init__(self, deck: LabDeck, hosts: Lab, wheels: Path) -> None:
+        self.deck, self.hosts = deck, hosts
+        self.runs = {(name, HELD[name][0]): deck.prepare(name) for name in HELD}
+        self.runs |= {(name, kind): int(deck.do(_ONE_STEP, name=name, kind=kind))
+                      for name, (kind, _word) in HELD_BESIDES.items()}
+        self.wheels = {path.name: path for path in wheels.iterdir()}
+        self.pushed: list[int] = []
+        self.look()
+        self.push = deck.prepare(PUSHED_TO)
+
+    def jobs(self) -> list[str]:
+        """The jobs that are in their middle now."""
+        steps = [(step, name, kind) for (name, kind), pk in self.runs.items() for step in self.deck.run(pk)["steps"]]
+        return [step["job"] for step, name, kind in steps
+                if step["kind"] == kind and step["state"] == "running" and talks(self.hosts[name], step["job"])]
+
+    def look(self) -> int:
+        """How many bytes of wheels have come; noted, for none may go back."""
+        folder = self.hosts[PUSHED_TO].path("/root/.quarterdeck/wheels")
+        sizes: dict[str, int] = {}
+        for path in folder.glob("*"):
+            with suppress(OSError):  # it just got its name
+                name = path.name.removesuffix(".part")
+                sizes[name] = max(sizes.get(name, 0), path.stat().st_size)
+        self.pushed.append(sum(sizes.values()))
+        return self.pushed[-1]
+
+    def survive(self, what: str, happen: Callable[[], object]) -> None:
+        """Let it happen in the middle of a look, of a push and of all the jobs; return once all of them go on."""
+        host, jobs = self.hosts[LOOKED_AT], self.jobs()
+        look = self.deck.check(LOOKED_AT)
+        until(host.path("/tmp/asked").exists, 30, "the server is being looked at")
+        host.path("/tmp/asked").unlink()
+        happen()
+        before, pushed = self.deck.do(_ENDS, jobs=jobs), self.look()
+        until(lambda: self.look() > pushed + 200_000, 60, f"{what}, and the push goes on")
+        until(lambda: all(end > before[job] + 100 for job, end in self.deck.do(_ENDS, jobs=jobs).items()), 60,
+              f"{what}, and the logs go on")
+        looked = self.deck.finished(look, 60)
+        assert looked["state"] == "done", (what, looked["reason"])
+        assert self.jobs() == jobs, what
+
+    def let_go(self) -> dict[str, str]:
+        """Why each run failed, once all are over; nothing for those that are done."""
+        self.hosts[PUSHED_TO].restore()
+        for name in HELD:
+            self.hosts[name].path("/var/tmp/hold").unlink()
+        every = [*self.runs.values(), self.push]
+        until(lambda: self.look() and all(self.deck.run(pk)["state"] in ("done", "failed") for pk in every), 120,
+              "all are prepared")
+        return {str(pk): run["reason"] for pk in every if (run := self.deck.run(pk))["state"] != "done"}
 
 
-def test_whatever_dies_in_the_middle_of_a_step_it_runs_once_and_its_log_is_whole(deck: LabDeck, hosts: Lab) -> None:
-    four = hosts.hosts[:4]
-    for host in four:
-        host.write("/usr/local/bin/sh", _COUNTING_SH, 0o755)
+def test_whatever_dies_in_the_middle_of_a_step_it_runs_once_and_its_log_is_whole(
+    deck: LabDeck, hosts: Lab, index: Path, wheels: Path
+) -> None:
+    touched = [hosts[name] for name in (*HELD, PUSHED_TO, LOOKED_AT)]
+    for host in touched:
+        make_holding(host)
+    there = " ".join(f"{index}/*/{path.name}" for path in sorted(wheels.iterdir())[PUSHED:])
+    hosts[PUSHED_TO].run(f"mkdir -p ~/.quarterdeck/wheels && cp {there} ~/.quarterdeck/wheels")
     talk_much(hosts["te2"])
-    faults: dict[str, Callable[[Host], object]] = {
-        "te1": lambda host: deck.kill("celery"),
-        "te2": lambda host: deck.kill("manage.py", "watch"),
-        "te3": drop_ssh,
-        "te4": cut_for_a_moment,
-    }
-    runs = {host.name: deck.prepare(host.name) for host in four}
-    deck.kill("celery")  # in the middle of the first look at the servers, which is no job
-    hit: set[str] = set()
-
-    def over() -> bool:
-        for name, pk in runs.items():
-            for job in jobs_in_the_middle(deck.run(pk), hosts[name], hit):
-                hit.add(job)
-                faults[name](hosts[name])
-        return all(deck.run(pk)["state"] in ("done", "failed") for pk in runs.values())
-
-    until(over, 240, "all four are prepared")
-    assert {name: deck.run(pk)["reason"] for name, pk in runs.items()} == dict.fromkeys(runs, "")
-    jobs = deck.do(_LOGS, names=[host.name for host in four])
-    assert len(hit) == len(jobs) >= 12, "every job was hit in its middle"
-    assert_each_ran_once(four, jobs)
+    deck.do(_TOGETHER, names=list(HELD), pushed_to=PUSHED_TO)
+    middle = Middle(deck, hosts, wheels)
+    until(lambda: len(middle.jobs()) == len(middle.runs), 90, "each step is in its middle")
+    middle.survive("a worker is killed", lambda: deck.kill("celery"))
+    middle.survive("watch is killed", lambda: deck.kill("manage.py", "watch"))
+    middle.survive("SSH drops", lambda: drop_ssh(*touched))
+    middle.survive("the network is away", lambda: cut_for_a_moment(touched))
+    hit = middle.jobs()
+    assert middle.let_go() == {}
+    jobs = deck.do(_LOGS, names=[host.name for host in touched])
+    assert {jobs[job]["name"] for job in hit} == {"base", "environment", "packages", "verification", "hosts", "trust"}
+    assert_each_ran_once(touched, jobs)
     assert_logs_are_whole(hosts, jobs)
+    assert middle.pushed == sorted(middle.pushed), "a byte was pushed twice"
+    assert_wheels_are_whole(hosts[PUSHED_TO], middle.wheels)
+
+
+def make_holding(host: Host) -> None:
+    """Steps are kept in their middle; one of the base packages is missing, where there is a stand-in for apt-get."""
+    words = [one[host.name][1] for one in (HELD, HELD_BESIDES) if host.name in one]
+    host.write("/var/tmp/hold", "".join(f"{word}\n" for word in words))
+    host.write("/usr/local/bin/sh", _HOLDING_SH, 0o755)
+    host.write("/usr/local/bin/apt-get", STAND_IN_APT.read_bytes(), 0o755)
+    host.run("rm -f /usr/bin/rsync")
+    if host.name == PUSHED_TO:
+        host.slow(RATE)
+    if host.name == LOOKED_AT:
+        host.write("/usr/local/bin/python3", _SLOW_PYTHON, 0o755)
+
+
+def cut_for_a_moment(hosts: list[Host]) -> None:
+    for host in hosts:
+        host.cut()
+    hosts[0].run("sleep 3")
+    for host in hosts:
+        host.restore()
+        if host.name == PUSHED_TO:
+            host.slow(RATE)
 
 
 def talk_much(host: Host) -> None:
@@ -118,19 +227,14 @@ def talk_much(host: Host) -> None:
     host.write("/root/.bashrc", "echo Welcome; echo 'You have mail' >&2\n")
 
 
-def jobs_in_the_middle(run: dict[str, Any], host: Host, hit: set[str]) -> list[str]:
-    """Jobs of this host that have begun to talk, and that nothing has happened to yet."""
-    running = [step["job"] for step in run["steps"] if step["state"] == "running" and step["job"]]
-    return [job for job in running if job not in hit and talks(host, job)]
-
-
 def talks(host: Host, job: str) -> bool:
     log = host.path(f"/root/.quarterdeck/jobs/{job}/log")
     return log.exists() and log.read_bytes().count(b"\n") > 3
 
 
 def assert_each_ran_once(hosts: list[Host], jobs: dict[str, Any]) -> None:
-    ran = [Path(line).name for host in hosts for line in host.read("/var/tmp/ran").decode().splitlines()]
+    counts = [host.path("/var/tmp/ran") for host in hosts]
+    ran = [Path(line).name for count in counts if count.exists() for line in count.read_text().splitlines()]
     assert sorted(ran) == sorted(jobs)
     kinds = [(job["node"], job["name"]) for job in jobs.values()]
     assert len(set(kinds)) == len(kinds), "a step had two jobs"
@@ -140,6 +244,12 @@ def assert_logs_are_whole(hosts: Lab, jobs: dict[str, Any]) -> None:
     for job in jobs.values():
         on_node = hashlib.sha256(hosts[job["node"]].read(f"{job['place']}/log")).hexdigest()
         assert (job["live"], job["kept"]) == (on_node, on_node), job
+
+
+def assert_wheels_are_whole(host: Host, wheels: dict[str, Path]) -> None:
+    there = {path.name: path.read_bytes() for path in host.path("/root/.quarterdeck/wheels").iterdir()}
+    assert there.keys() == wheels.keys()
+    assert [name for name, path in wheels.items() if path.read_bytes() != there[name]] == []
 
 
 @pytest.mark.parametrize(

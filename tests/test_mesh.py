@@ -69,18 +69,6 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def watch(valkey: str) -> Iterator[Watch]:
-    watching = Watch()
-    thread = threading.Thread(target=watching.run)
-    thread.start()
-    yield watching
-    watching.stop()
-    thread.join(10)
-    for watcher in watching.watchers.values():
-        watcher.join(10)
-
-
-@pytest.fixture
 def nodes(lab: Lab, watch: Watch) -> Iterator[list[Node]]:
     made = []
     for host in lab.hosts:

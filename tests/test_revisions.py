@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.problems import Problem
-from deployments import aliases, exchange, model_files, revisions, rollout
-from deployments.models import Deployment
+from deployments import aliases, effects, model_files, placing, revisions, rollout
+from deployments.models import Deployment, Replica
 from deployments.prediction import compared
+from deployments.replacing import Way
 from deployments.spec import Spec, from_yaml
-from nodes.models import Node
+from nodes.models import Node, Run
 from nodes.remote.local import LocalHost
 from tests.test_api import Program, error_of
 from tests.test_deployment_form import QWEN, add_node
@@ -117,6 +119,13 @@ def test_a_port_that_another_deployment_has_is_refused(qwen: Deployment) -> None
         revisions.change(qwen, spec(port=other.port), None)
 
 
+def test_a_file_that_takes_anothers_port_is_refused_as_a_whole(qwen: Deployment, tmp_path: Path) -> None:
+    text = f"{YAML.replace('qwen', 'a', 1)}---{YAML.replace('qwen', 'b', 1)}port: {qwen.port}"
+    with pytest.raises(CommandError, match="belongs to the deployment qwen"):
+        applied(tmp_path, text)
+    assert Deployment.objects.get() == qwen
+
+
 def test_a_clone_has_a_free_name_and_no_port(qwen: Deployment) -> None:
     revisions.create(spec(name="qwen-2"), None)
     like = revisions.clone(qwen)
@@ -140,8 +149,100 @@ def test_the_edit_form_saves_a_revision(qwen: Deployment) -> None:
     assert "<del>8192</del>" in history
     assert "<ins>2048</ins>" in history
 
-    operator.post(reverse("deployment-restore", args=["qwen", 1]))
-    assert qwen.fresh().options == {"max-model-len": 8192}
+
+def test_going_back_is_told_before_and_only_saved_if_so_wished(qwen: Deployment) -> None:
+    revisions.change(qwen, spec(options={"max-model-len": 2048}), None)
+    operator, back = signed_in("operator"), reverse("deployment-restore", args=["qwen", 1])
+    page = text_of(operator.get(back))
+    assert "<del>2048</del>" in page
+    assert "Go back and roll out" in page
+    assert "When this is applied" not in page
+    operator.post(back)
+    assert (qwen.fresh().options, qwen.fresh().state) == ({"max-model-len": 8192}, "draft")
+    assert "Nothing: it is that already." in text_of(operator.get(back))
+    assert "has no revision 9" in text_of(operator.get(reverse("deployment-restore", args=["qwen", 9])))
+
+
+# --- what is saved becomes what runs ---
+
+
+SMALL = YAML.replace("qwen2.5-14b", "qwen2.5-3b").replace("options:", "copies: 1\noptions:\n  tensor-parallel-size: 1")
+
+
+@pytest.fixture
+def running(atlas: Node) -> Deployment:
+    """One server of revision 1 on one GPU of four, ready."""
+    made = revisions.create(from_yaml(SMALL)[0], None)
+    (server,) = placing.place(made)
+    Replica.objects.filter(pk=server.pk).update(state="ready")
+    Deployment.objects.filter(pk=made.pk).update(state="ready")
+    return made.fresh()
+
+
+def small(**options: Any) -> Spec:
+    return replace(from_yaml(SMALL)[0], options={"tensor-parallel-size": 1, **options})
+
+
+def replacements() -> list[str]:
+    return list(Run.objects.filter(story="replace").values_list("about", flat=True))
+
+
+def test_going_back_replaces_what_runs_and_says_before_whether_there_is_a_gap(running: Deployment) -> None:
+    revisions.change(running, small(**{"max-model-len": 2048}), None)
+    Replica.objects.update(revision=2)
+    operator, back = signed_in("operator"), reverse("deployment-restore", args=["qwen", 1])
+    page = text_of(operator.get(back))
+    assert "When this is applied:" in page
+    assert "There is no gap: new servers start beside the old ones." in page
+    assert operator.post(back, {"start": "1"})["Location"] == running.get_absolute_url()
+    assert replacements() == [running.subject]
+    assert running.replicas.order_by("number").values_list("revision", flat=True)[1] == 3
+
+
+def test_the_gap_is_that_of_the_new_specification(running: Deployment) -> None:
+    """The server that runs has one GPU of four; one that wants all of them leaves no room beside it."""
+    wide = small(**{"tensor-parallel-size": 4})
+    assert effects.preview(wide).way is Way.AT_ONCE
+    assert effects.preview(small(seed=1)).way is Way.BESIDE
+    assert effects.preview(small(**{"max-model-len": 8192})).way is None
+    assert not running.revisions.filter(number=2).exists()
+
+
+def test_there_and_back_again_has_nothing_to_replace(running: Deployment) -> None:
+    revisions.change(running, small(), None)
+    assert effects.outdated(running)
+    revisions.roll_back(running, 1, None)
+    assert not effects.outdated(running)
+    assert effects.take(running, None) is None
+    assert running.fresh().revision == 3
+
+
+def test_what_is_being_rolled_out_is_not_replaced_and_what_was_saved_stays(running: Deployment) -> None:
+    Deployment.objects.update(state="rolling_out")
+    revisions.change(running.fresh(), small(), None)
+    with pytest.raises(Problem, match="qwen is rolling out with its old settings now") as problem:
+        effects.take(running.fresh(), None)
+    assert "The new ones are saved." in problem.value.next_step
+    operator = signed_in("operator")
+    answer = operator.post(reverse("deployment-restore", args=["qwen", 2]), {"start": "1"}, follow=True)
+    assert "with its old settings now." in text_of(answer)
+
+
+def test_an_import_replaces_what_runs_unless_it_is_only_saved(running: Deployment) -> None:
+    operator, text = signed_in("operator"), SMALL.replace("8192", "2048")
+    told = text_of(operator.post(reverse("import-preview"), {"text": text + "---\n" + SMALL.replace("qwen", "b", 1)}))
+    assert "There is no gap" in told
+    assert "<ins>2048</ins>" in told
+    assert "It does not run: it is rolled out only if that is ticked." in told
+    assert "is not a field" in text_of(operator.post(reverse("import-preview"), {"text": "nam: e"}))
+    assert "There is no node none" in text_of(
+        operator.post(reverse("import-preview"), {"text": text.replace("atlas", "none")}))
+    assert Deployment.objects.get().revision == 1
+
+    operator.post(reverse("deployment-import"), {"text": text, "save": "1"})
+    assert (running.fresh().revision, replacements()) == (2, [])
+    operator.post(reverse("deployment-import"), {"text": text})
+    assert (running.fresh().revision, replacements()) == (2, [running.subject])
 
 
 def test_a_clone_fills_the_form(qwen: Deployment) -> None:
@@ -225,20 +326,36 @@ def test_apply_makes_changes_and_leaves_alone(atlas: Node, tmp_path: Path) -> No
     assert applied(tmp_path, YAML) == "qwen: unchanged\n"
     changed = applied(tmp_path, YAML.replace("8192", "4096"))
     assert changed == "qwen: changed (revision 2)\n  max-model-len: 8192 → 4096\n"
-    assert applied(tmp_path, YAML, "--check") == ""
+    assert "4096 → 8192" in applied(tmp_path, YAML, "--check")
     assert Deployment.objects.get().revision == 2
 
 
-def test_apply_starts_what_is_not_running(atlas: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[str] = []
-    monkeypatch.setattr(rollout, "start", lambda deployment, by: started.append(deployment.name))
-    assert "qwen is rolled out." in applied(tmp_path, YAML, "--start")
-    Deployment.objects.update(state="ready")
-    applied(tmp_path, YAML, "--start")
-    assert started == ["qwen"]
-    monkeypatch.setattr(exchange, "replace", lambda deployment, by: started.append(f"{deployment.name} again"))
-    assert "The servers of qwen are replaced." in applied(tmp_path, YAML.replace("8192", "4096"), "--start")
-    assert started == ["qwen", "qwen again"]
+def test_apply_starts_what_does_not_run_only_if_told_to(atlas: Node, tmp_path: Path) -> None:
+    assert applied(tmp_path, YAML) == "qwen: created (revision 1)\n"
+    assert Deployment.objects.get().state == "draft"
+    assert applied(tmp_path, YAML, "--start") == "qwen: unchanged\nqwen is rolled out.\n"
+    assert Deployment.objects.get().state == "rolling_out"
+    assert applied(tmp_path, YAML, "--start") == "qwen: unchanged\n"
+
+
+def test_apply_replaces_what_runs_once_and_also_when_it_was_only_saved(running: Deployment, tmp_path: Path) -> None:
+    shorter = SMALL.replace("8192", "4096")
+    told = applied(tmp_path, shorter, "--check")
+    assert told.startswith("qwen: would be changed\n  max-model-len: 8192 → 4096\n  There is no gap")
+    assert applied(tmp_path, shorter, "--no-restart") == (
+        "qwen: changed (revision 2)\n  max-model-len: 8192 → 4096\n")
+    assert replacements() == []
+    assert applied(tmp_path, shorter) == "qwen: unchanged\nThe servers of qwen are replaced.\n"
+    assert replacements() == [running.subject]
+
+
+def test_apply_saves_everything_and_names_what_cannot_run_now(running: Deployment, tmp_path: Path) -> None:
+    Deployment.objects.update(state="rolling_out")
+    with pytest.raises(CommandError, match="qwen: qwen is rolling out with its old settings now") as refused:
+        applied(tmp_path, SMALL.replace("8192", "4096") + "---\n" + SMALL.replace("qwen", "b", 1), "--start")
+    assert refused.value.returncode == 1
+    assert [(one.name, one.revision, one.state) for one in Deployment.objects.all()] == [
+        ("b", 1, "rolling_out"), ("qwen", 2, "rolling_out")]
 
 
 BAD = [

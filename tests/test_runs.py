@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -45,23 +44,6 @@ def own_kinds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, str]]:
     monkeypatch.setattr(runs, "stories", {})
     runs.register_story(Story("tale", "Tale", lambda run, ok, reason: settled.append((run.about, ok, reason))))
     return settled
-
-
-@pytest.fixture
-def watch(valkey: str) -> Iterator[Watch]:
-    watching = Watch()
-
-    def run() -> None:
-        watching.run()
-        connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield watching
-    watching.stop()
-    thread.join(10)
-    for watcher in watching.watchers.values():
-        watcher.join(10)
 
 
 def kind(name: str, text: str = "", **more: object) -> StepKind:
@@ -401,6 +383,26 @@ def test_a_run_is_advanced_by_one_worker_at_a_time_for_as_long_as_it_takes(
     assert (begun, again) == ([7], [7])
     tasks.advance_run(7)
     assert begun == [7, 7]
+
+
+def test_the_end_of_a_job_advances_no_run_that_another_worker_advances(
+    node: Node, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind("talk", "echo over")
+    run = advance_until(begin(node, "talk"), RunState.DONE)
+    job = Job.objects.get()
+    again: list[int] = []
+    monkeypatch.setattr(tasks, "send", lambda task, run_id: again.append(run_id))
+    begun: list[int] = []
+
+    def meanwhile(run_id: int) -> None:
+        begun.append(run_id)
+        if len(begun) == 1:
+            tasks.job_over(str(job.pk))
+
+    monkeypatch.setattr(runs, "advance", meanwhile)
+    tasks.advance_run(run.pk)
+    assert (begun, again) == ([run.pk], [run.pk])
 
 
 def test_a_killed_worker_holds_a_run_up_for_seconds(node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,11 +126,19 @@ def converse(channel: paramiko.Channel, where: str, stdin: bytes, timeout: float
         rest = _feed(channel, rest)
         moved = _drain(channel, out, err)
         if not moved and channel.exit_status_ready() and (channel.eof_received or channel.closed):
-            return Result(channel.recv_exit_status(), _without_greeting(out, where), bytes(err))
+            return Result(_status(channel, where), _without_greeting(out, where), bytes(err))
         if time.monotonic() > deadline:
             raise TimedOut(where, timeout)
         if not moved:
             _wait(channel, where)
+
+
+def _status(channel: paramiko.Channel, where: str) -> int:
+    """How the program ended; -1: by a signal. A line that broke leaves no status either, and says nothing of it."""
+    status = channel.recv_exit_status()
+    if status < 0 and not (channel.eof_received and channel.get_transport().is_active()):
+        raise Unreachable(where, _("the connection was closed"))
+    return status
 
 
 def _wait(channel: paramiko.Channel, where: str) -> None:

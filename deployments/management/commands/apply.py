@@ -10,46 +10,61 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from deployments import exchange, revisions, rollout
-from deployments.revisions import Applied
-from deployments.spec import LARGEST_FILE, from_yaml
-from deployments.states import AT_REST, SERVING
+from deployments import effects, revisions
+from deployments.effects import Preview
+from deployments.models import Deployment
+from deployments.revisions import Applied, Line
+from deployments.server_page import WAYS
+from deployments.spec import LARGEST_FILE, Spec, from_yaml
 
-#: Exit status for a file that cannot be read or says what cannot be.
-_BAD_INPUT = 2
+#: Exit status for a file that cannot be read or says what cannot be; and where all is saved and something cannot run.
+_BAD_INPUT, _NOT_RUN = 2, 1
 
 
 class Command(BaseCommand):
-    help = "Creates or changes deployments as a YAML file says, and prints what changed."
+    help = "Makes deployments what a YAML file says and prints what changed; servers of an older one are replaced."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("-f", "--file", required=True, metavar="FILE", help="the YAML file; - reads standard input")
-        parser.add_argument("--start", action="store_true", help="roll out what rests, replace what was changed")
-        parser.add_argument("--check", action="store_true", help="only say whether the file could be applied")
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument("--start", action="store_true", help="roll out what does not run, too")
+        how.add_argument("--no-restart", action="store_true", help="only save: what runs goes on as it is")
+        how.add_argument("--check", action="store_true", help="only say what would be done, and whether there is a gap")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             specs = from_yaml(_text(options["file"]))
             for spec in specs:  # all of them before the first is touched
                 revisions.check(spec)
-            for spec in specs if not options["check"] else ():
-                applied = revisions.apply(spec, None, _("manage.py apply"))
-                self.stdout.write("\n".join(_said(applied)))
-                if options["start"]:
-                    self._start(applied)
+            if options["check"]:
+                return self.stdout.write("\n".join(line for spec in specs for line in _would(effects.preview(spec))))
+            done = [self._apply(spec) for spec in specs]
         except Problem as problem:
             raise CommandError(str(problem), returncode=_BAD_INPUT) from problem
+        if not options["no_restart"]:
+            self._run(done, start=options["start"])
 
-    def _start(self, applied: Applied) -> None:
-        """Roll out what is at rest, replace what runs an older revision, leave alone what is as it should be."""
-        found = applied.deployment.fresh()
-        if found.state in AT_REST:
-            rollout.start(found, None)
-            self.stdout.write(_("%(name)s is rolled out.") % {"name": found.name})
-        elif applied.what == "changed" and found.state in SERVING:
-            exchange.replace(found, None)
-            self.stdout.write(_("The servers of %(name)s are replaced.") % {"name": found.name})
+    def _apply(self, spec: Spec) -> Deployment:
+        applied = revisions.apply(spec, None, _("manage.py apply"))
+        self.stdout.write("\n".join(_said(applied)))
+        return applied.deployment
+
+    def _run(self, deployments: list[Deployment], *, start: bool) -> None:
+        """Have all of them run as they are saved now; one that cannot does not keep the others from it."""
+        problems = []
+        for one in deployments:
+            try:
+                run = effects.take(one, None, start=start)
+            except Problem as problem:
+                problems.append(f"{one.name}: {problem}")
+                continue
+            if run is not None:
+                replaced = run.story == "replace"
+                said = _("The servers of %(name)s are replaced.") if replaced else _("%(name)s is rolled out.")
+                self.stdout.write(said % {"name": one.name})
+        if problems:
+            raise CommandError("\n".join(problems), returncode=_NOT_RUN)
 
 
 def _text(name: str) -> str:
@@ -73,6 +88,15 @@ def _said(applied: Applied) -> list[str]:
     first = f"{applied.deployment.name}: {words[applied.what]}"
     if applied.what != "unchanged":
         first += " (" + _("revision %(number)d") % {"number": applied.deployment.revision} + ")"
-    unset = _("not set")
-    lines = ((line.name, *(unset if value is None else value for value in line[1:])) for line in applied.lines)
-    return [first, *(f"  {name}: {old} → {new}" for name, old, new in lines)]
+    return [first, *map(_line, applied.lines)]
+
+
+def _would(told: Preview) -> list[str]:
+    words = {"created": _("would be created"), "changed": _("would be changed"), "unchanged": _("unchanged")}
+    way = [f"  {WAYS[told.way]}"] if told.way else []
+    return [f"{told.name}: {words[told.what]}", *map(_line, told.lines), *way]
+
+
+def _line(line: Line) -> str:
+    old, new = (_("not set") if value is None else value for value in (line.old, line.new))
+    return f"  {line.name}: {old} → {new}"
