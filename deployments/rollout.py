@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import model_steps, placing, planning
+from deployments import aliases, model_steps, placing, planning
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
@@ -44,9 +44,8 @@ def create(
 
 
 def check_new(name: str, head: Node, port: int | None) -> None:
-    """Raise `Problem` for a name that another deployment has, or a port that one on this head has."""
-    if Deployment.objects.filter(name=name).exists():
-        raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
+    """Raise `Problem` for a name that requests use already, or a port that one on this head has."""
+    aliases.check_free(name)
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(

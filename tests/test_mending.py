@@ -276,6 +276,28 @@ def test_a_server_on_a_node_out_of_sight_that_answers_stays_in_service(deploymen
     assert told(deployment)[0] == "ready"
 
 
+def test_a_worker_whose_host_is_away_takes_its_server_out_of_service_and_names_the_host(
+    deployment: Deployment, clock: Clock
+) -> None:
+    Node.objects.create(name="te3", address="10.0.0.3", state="unreachable")
+    deployment.replicas.filter(number=2).update(placement=[{"host": "te2", "gpu": 0}, {"host": "te3", "gpu": 0}])
+    for _again in range(canary.MOST_FAILURES):
+        canary.conclude(replica(deployment, 2), canary.Found.MUTE)
+    assert told(deployment) == ("degraded", "Copy 2: te3 cannot be reached.")
+    assert replica(deployment, 2).failures == 0
+    Node.objects.filter(name="te3").update(state="ready")
+    canary.conclude(replica(deployment, 2), canary.Found.WORKS)
+    assert told(deployment) == ("ready", "")
+
+
+def test_what_is_amiss_with_the_clusters_ray_is_told_with_a_server_that_ended(
+    deployment: Deployment, clock: Clock
+) -> None:
+    Cluster.objects.update(state="degraded", reason="te2: Ray ended: raylet was killed by signal 9")
+    dies(deployment)
+    assert told(deployment)[1].endswith("the engine is dead (te2: Ray ended: raylet was killed by signal 9)")
+
+
 def test_a_recovery_that_was_given_up_is_made_again(deployment: Deployment, clock: Clock) -> None:
     dies(deployment, 1)
     dies(deployment, 2)
