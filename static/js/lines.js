@@ -27,6 +27,11 @@ export class Lines {
     if (start !== this.offset) return null;
     const time = Number(head.getBigUint64(8));
     if (time) this.mark(start, time);
+    return this.more(bytes);
+  }
+
+  /** The lines that the next bytes complete. */
+  more(bytes) {
     this.offset += bytes.length;
     return this.split(bytes);
   }

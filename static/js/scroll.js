@@ -9,10 +9,14 @@ export class Scroll {
     on("scroll", () => this.atEnd() && this.follow(true));
     on("keydown", ({ key }) => ["ArrowUp", "PageUp", "Home"].includes(key) && this.follow(false));
     on("touchmove", () => this.follow(this.atEnd()));
+    // Blocks have their true height only once they come into sight, and the end moves with it.
+    this.sizes = new ResizeObserver(() => this.settle());
+    for (const part of [box, box.querySelector("[data-list]")]) this.sizes.observe(part);
   }
 
   stop() {
     this.listeners.abort();
+    this.sizes.disconnect();
   }
 
   atEnd() {
