@@ -3,6 +3,7 @@
 
 import { connect } from "./socket.js";
 import { Lines } from "./lines.js";
+import { piece } from "./piece.js";
 
 const PIECE = 1 << 18; // bytes before a linked line and behind it, and of earlier or later lines at once
 
@@ -80,7 +81,7 @@ export class Follower {
 
   /** The next piece of a log that is read from its middle on; at its end it is followed again. */
   async later(wanted = Infinity) {
-    const [begins, bytes] = await this.piece(this.lines.offset, this.lines.offset + PIECE);
+    const [begins, bytes] = await piece(this.job, this.lines.offset, this.lines.offset + PIECE);
     if (this.stopped) return;
     if (begins > wanted) this.on.unkept();
     if (begins > this.lines.offset) this.lines.skip(begins);
@@ -91,15 +92,9 @@ export class Follower {
   /** Lines before the first one, which was not the log's: a piece of them. */
   async earlier() {
     const start = Math.max(0, this.first - PIECE);
-    const [begins, bytes] = await this.piece(start, this.first);
+    const [begins, bytes] = await piece(this.job, start, this.first);
     const found = bytes.length ? new Lines(begins).split(bytes) : [];
     this.first = begins > start ? 0 : found[0]?.offset ?? start; // what nobody keeps any more is not asked for again
     return found;
-  }
-
-  async piece(start, end) {
-    const response = await fetch(`/jobs/${this.job}/log?start=${start}&end=${end}`);
-    if (!response.ok) throw new Error(`HTTP ${response.status}`);
-    return [Number(response.headers.get("X-Log-Start") ?? start), new Uint8Array(await response.arrayBuffer())];
   }
 }
