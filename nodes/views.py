@@ -14,7 +14,7 @@ from django.views.decorators.http import require_POST, require_safe
 from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import preparation, registration, removal
+from nodes import acquaintances, preparation, registration, removal
 from nodes.models import Node, Run
 from nodes.pages import changed_key, fact_rows, fingerprint, sources, stories
 from nodes.preflight import findings
@@ -42,6 +42,8 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
         "findings": findings(found.facts) if found.facts_at else [],
         "pinned": fingerprint(found.host_key),
         "changed": changed_key(found),
+        "removal_failed": removal.has_failed(found),
+        "knowing": acquaintances.of(found) if found.facts.blocks else None,
     }
     return render(request, "nodes/detail.html", page)
 
