@@ -120,11 +120,11 @@ def process(
 
 
 def answers(subject: Subject, seconds: float) -> bool:
-    """Whether it answers a whole completion within so many seconds."""
-    body = b'{"model":"m","messages":[{"role":"user","content":"Who?"}]}'
+    """Whether it answers a whole completion within so many seconds: of one token, since an engine takes its time."""
+    body = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"Who?"}]}'
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=30)
         try:
             connection.request("POST", PATH, body, {"Authorization": f"Bearer {subject.key}"})
             if connection.getresponse().status == 200:

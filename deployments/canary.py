@@ -21,6 +21,7 @@ from deployments import engine, mending
 from deployments.models import Replica
 from deployments.states import ReplicaState
 from nodes import preparation, signals, tasks
+from nodes.models import Node
 from nodes.states import NodeState
 
 #: Seconds between two looks at a replica; the second where something may be wrong with it or its node.
@@ -45,8 +46,9 @@ class Found(Enum):
 def look_after(sender: object, **_kwargs: Any) -> None:
     """Have due replicas looked at by a worker."""
     states = (ReplicaState.READY, ReplicaState.UNREACHABLE)
+    away = set(Node.objects.filter(state=NodeState.UNREACHABLE).values_list("name", flat=True))
     for replica in Replica.objects.filter(state__in=states, server__isnull=False).select_related("node"):
-        doubt = replica.state == ReplicaState.UNREACHABLE or replica.node.state == NodeState.UNREACHABLE
+        doubt = replica.state == ReplicaState.UNREACHABLE or away & mending.hosts(replica)
         pause = SOON if doubt or streams.client().exists(_failures(replica)) else EVERY
         if streams.client().set(f"canary:{replica.pk}", 1, nx=True, ex=pause):
             tasks.send(look_at, replica.pk)
@@ -96,14 +98,14 @@ def _listens(replica: Replica) -> bool:
 
 
 def conclude(replica: Replica, found: Found) -> None:
-    """What a look means for the replica. Only several mute answers in a row, with the node in sight, end its server."""
-    lost = replica.node.state == NodeState.UNREACHABLE
+    """What a look means for the replica. Only several mute answers in a row, its nodes in sight, end its server."""
+    lost = mending.missing(replica)
     if found is Found.WORKS:
         streams.client().delete(_failures(replica))
         if replica.state == ReplicaState.UNREACHABLE and replica.move(ReplicaState.READY):
             mending.assess(replica.deployment)
     elif lost and replica.state == ReplicaState.READY:
-        away = _("%(node)s cannot be reached.") % {"node": replica.node.name}
+        away = _("%(node)s cannot be reached.") % {"node": ", ".join(map(str, lost))}
         if replica.move(ReplicaState.UNREACHABLE, away, only_from=ReplicaState.READY):
             mending.assess(replica.deployment)
     elif found is Found.MUTE and not lost and streams.count(_failures(replica), 1, 20 * EVERY) >= MOST_FAILURES:

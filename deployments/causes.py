@@ -13,9 +13,11 @@ from controlplane import streams
 from controlplane.problems import Problem
 from deployments import diagnosis
 from deployments.diagnosis import Diagnosis
+from deployments.models import Replica
 from deployments.phases import PHASES, PhaseReader, Progress
 from nodes import logs, runs
-from nodes.models import Job, Node
+from nodes.clusters_address import names_by_address
+from nodes.models import Job
 
 #: Bytes of a log's end in which its failure is looked for.
 _LOOKED_AT = 1 << 20
@@ -41,8 +43,14 @@ def of_start(job: Job) -> str:
 
 def of_end(job: Job) -> str:
     """Why a server ended; its status says nothing: vLLM exits with 0 when its engine dies."""
-    found = diagnosis.match(logs.tail(job, _LOOKED_AT))
+    found = diagnosis.match(logs.tail(job, _LOOKED_AT), _workers(job))
     return f"{_cause(found)}\n{_named(found).fix}" if found else runs.last_words(job)
+
+
+def _workers(job: Job) -> dict[str, tuple[str, int]]:
+    """Those of the engine that the job serves with, by rank: the address of each one's host, and its process there."""
+    known = Replica.objects.filter(server=job).values_list("measured", flat=True).first() or {}
+    return {rank: (host or job.node.address, pid) for rank, (host, pid) in known.get("workers", {}).items()}
 
 
 def check_goes_on(job: Job, reached: Progress) -> None:
@@ -72,9 +80,7 @@ def _named(found: Diagnosis) -> Diagnosis:
     """With a node's name for its address."""
     if not found.host:
         return found
-    names = {address: node.name for node in Node.objects.all() for address in (*node.facts.addresses, node.address)}
-    plain = {address.split("/")[0]: name for address, name in names.items()}
-    return replace(found, host=plain.get(found.host, found.host))
+    return replace(found, host=names_by_address().get(found.host, found.host))
 
 
 def _quiet_for(job: Job) -> float:

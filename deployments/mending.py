@@ -25,7 +25,7 @@ from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaSta
 from nodes import ending, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.runs import Story
-from nodes.states import FINISHED, JOB_ACTIVE, NodeState
+from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState
 
 #: The delay before a server is started again, after its first end; each further one doubles it.
 FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=10), timedelta(minutes=5)
@@ -114,8 +114,17 @@ def _busy(deployment: Deployment) -> bool:
 @receiver(signals.job_ended)
 def server_ended(sender: object, job: Job, **_kwargs: Any) -> None:
     """A model server that ends by itself has failed, whatever its status: vLLM exits with 0 when its engine dies."""
-    for replica in Replica.objects.filter(server=job, state__in=SERVES).select_related("deployment"):
-        ended(replica, _("The model server ended: %(why)s") % {"why": causes.of_end(job)})
+    for replica in Replica.objects.filter(server=job, state__in=SERVES).select_related("deployment__cluster"):
+        ended(replica, _("The model server ended: %(why)s") % {"why": _why(replica, job)})
+
+
+def _why(replica: Replica, job: Job) -> str:
+    """From the server's log; and what is amiss with its cluster's Ray, which may have cost it its workers."""
+    cluster, told = replica.deployment.cluster, causes.of_end(job)
+    if replica.spec.get("executor", "ray") != "ray" or cluster.state != ClusterState.DEGRADED:
+        return told
+    what, newline, fix = told.partition("\n")
+    return f"{what} ({cluster.reason.replace(chr(10), '; ')}){newline}{fix}"
 
 
 @receiver(signals.tick)
@@ -141,8 +150,12 @@ def due(deployment: Deployment) -> list[Replica]:
 
 def missing(replica: Replica) -> list[Node]:
     """The nodes that the replica needs and that cannot be reached now."""
-    names = {replica.node.name, *(place["host"] for place in replica.placement)}
-    return list(Node.objects.filter(name__in=names, state=NodeState.UNREACHABLE))
+    return list(Node.objects.filter(name__in=hosts(replica), state=NodeState.UNREACHABLE))
+
+
+def hosts(replica: Replica) -> set[str]:
+    """The names of the nodes that the replica runs on: its server's, and its workers'."""
+    return {replica.node.name, *(place["host"] for place in replica.placement)}
 
 
 def recover(replica: Replica) -> Run | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from deployments.diagnosis.lines import parse, plain
+from deployments.diagnosis.lines import RANK, parse, plain
 
 LONGEST_LINE = 16_384  # characters that are kept of a line whose end has not come yet
 STARTED = 99  # percent; that it generates is only proven by a prompt, which makes it 100
@@ -42,7 +42,8 @@ class Progress:
 
     ``measured`` holds vLLM's own figures: version, architecture, max_model_len, world_size, shards ("3/8"),
     weights_gib (of the fullest worker), weights_seconds, compile_seconds, graphs_gib, kv_gib (of the worker
-    with the least), kv_tokens, max_concurrency (requests of max_model_len), init_seconds.
+    with the least), kv_tokens, max_concurrency (requests of max_model_len), init_seconds; and workers, by
+    rank: the address of each one's host ("" for the server's own) and its process there.
     """
 
     phase: str = ""
@@ -149,9 +150,13 @@ class PhaseReader:
 
 def advanced(progress: Progress, line: str) -> Progress:
     """The progress after one more line of the log."""
-    text = parse(plain(line)).text
+    read = parse(plain(line))
+    text = read.text
     values = [(measure.name, _value(measure, text, progress)) for measure in MEASURES]
     measured = {name: value for name, value in values if value is not None}
+    if rank := RANK.search(text):
+        workers = progress.measured.get("workers", {})
+        measured["workers"] = {**workers, rank["rank"]: [read.host, int(read.pid or 0)]}
     if measured:
         progress = replace(progress, measured={**progress.measured, **measured})
     for sign in SIGNS:

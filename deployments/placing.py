@@ -112,6 +112,22 @@ def _place(
     return known
 
 
+def seated(replica: Replica, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The replica's places as its workers have told where they are: Ray seats them as it likes, whatever the plan says.
+
+    ``names`` are those of nodes, by address. Where not every worker told it, the places are left as they were.
+    """
+    workers = replica.measured.get("workers", {})
+    hosts = [names.get(workers[rank][0], replica.node.name if not workers[rank][0] else "")
+             for rank in map(str, range(len(workers))) if rank in workers]
+    if len(hosts) < replica.measured.get("world_size", 1) or not all(hosts) or replica.spec.get("executor") == "mp":
+        return list(replica.placement)
+    planned: dict[str, list[Any]] = {}
+    for place in replica.placement:
+        planned.setdefault(place["host"], []).append(place.get("gpu"))
+    return [{"host": host, "gpu": planned[host].pop(0) if planned.get(host) else None} for host in hosts]
+
+
 def node_of(deployment: Deployment, places: list[dict[str, Any]]) -> Node:
     """Where the server itself runs: with Ray on the cluster's head, else on the host of its GPUs."""
     head = deployment.cluster.head

@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy
 
 from controlplane import streams
 from controlplane.problems import Problem
-from deployments import causes, commands, engine
+from deployments import causes, commands, engine, placing
 from deployments.model_steps import directory
 from deployments.models import Replica
 from deployments.phases import PHASES, STARTED, Progress
@@ -16,6 +16,7 @@ from deployments.states import ReplicaState
 from deployments.steps import DEFAULT_SHARE, deployment_of
 from deployments.upstream import base_url, inner_address
 from nodes import clusters_steps, logs, preparation, runs
+from nodes.clusters_address import names_by_address
 from nodes.models import Job, Node, Step
 from nodes.remote.command import Command
 from nodes.runs import Done, StepKind, Waiting
@@ -78,6 +79,7 @@ def _serve_probe(step: Step) -> Done | Waiting:
     if engine.answers(replica):
         # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
         _note(replica, causes.progress([logs.read(job, 0, _LONGEST_START).data]))
+        Replica.objects.filter(pk=replica.pk).update(placement=placing.seated(replica.fresh(), names_by_address()))
         return Done(_("answers on %(url)s") % {"url": base_url(replica)})
     _note(replica, progress)
     if progress.percent >= STARTED and step.node.kind == Node.Kind.SSH:

@@ -67,6 +67,12 @@ def _own(node: Node) -> Iterator[tuple[str, str]]:
         yield "lo", node.address
 
 
+def names_by_address() -> dict[str, str]:
+    """Every address that a node is known by, with the node's name."""
+    known = [(node.name, address) for node in Node.objects.all() for address in (*node.facts.addresses, node.address)]
+    return {address.split("/")[0]: name for name, address in known}
+
+
 def members(cluster: Cluster) -> list[Node]:
     """The nodes of a cluster, its head first."""
     others = [node for node in cluster.nodes.all() if node.pk != cluster.head_id]

@@ -247,6 +247,14 @@ def register_many(
 # --- a changed host key -----------------------------------------------------------------------------------------
 
 
+def approve(host: Node | Bastion, by: User | None) -> None:
+    """Pin the key that a node or jump host shows now, which a person compared."""
+    if isinstance(host, Node):
+        approve_new_key(host, by)
+    else:
+        approve_new_bastion_key(host, by)
+
+
 def approve_new_key(node: Node, by: User | None) -> None:
     """Pin the key the host shows now in place of the old one, and look at the node again."""
     if not node.offered_host_key:

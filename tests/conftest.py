@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import redis
 from django.utils import translation
@@ -27,10 +28,12 @@ from tests.lab import namespaces
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytest_plugins = ["tests.lab.fixtures", "tests.support.watching"]
+pytest_plugins = ["tests.lab.fixtures", "tests.support.watching", "tests.support.rolling"]
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
                   "--disable-background-networking", "--disable-component-update"]
+hypothesis.settings.register_profile("deck", deadline=None)  # a busy machine takes its time
+hypothesis.settings.load_profile("deck")
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 

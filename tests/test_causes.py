@@ -7,8 +7,9 @@ import pytest
 from controlplane import streams
 from controlplane.problems import Problem
 from deployments import causes
+from deployments.models import Deployment
 from deployments.phases import Progress
-from nodes.models import Job, Node
+from nodes.models import Cluster, Job, Node
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db]
 
@@ -16,6 +17,7 @@ LOADING = "INFO 11-22 06:28:21 [x.py:1] Starting to load model /m...\n"
 TAG = "(EngineCore pid=7) (RayWorkerProc pid=8, ip=10.0.0.2) "
 NO_MEMORY = "ERROR 11-22 06:28:30 [x.py:1] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
 LAST = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+EXECUTOR = "(EngineCore pid=7) RuntimeError: Executor failed.\n"
 WAITS = "INFO 11-22 06:28:30 [x.py:1] Waiting for creating a placement group of specs for {} seconds. specs=[]\n"
 NCCL = "INFO 11-22 06:28:21 [x.py:1] vLLM is using nccl==2.27.5\n"
 
@@ -43,6 +45,15 @@ def test_a_failure_says_phase_host_and_the_first_error(job: Job) -> None:
 def test_the_servers_own_host_is_not_named_again(job: Job) -> None:
     prints(job, LOADING + NO_MEMORY + LAST)
     assert "te" not in causes.of_end(job).partition(":")[0]
+
+
+def test_of_a_worker_that_was_killed_its_node_and_process_are_told(job: Job) -> None:
+    deployment = Deployment.objects.create(name="m", cluster=Cluster.objects.create(name="c", head=job.node), port=1)
+    workers = {"0": ["", 71], "1": ["10.0.0.2", 72]}
+    deployment.replicas.create(number=1, node=job.node, port=1, server=job, measured={"workers": workers})
+    prints(job, "(EngineCore pid=7) RayWorkerProc rank=[1] died unexpectedly, shutting down executor.\n" + EXECUTOR)
+    told = causes.of_end(job).partition("\n")[0]
+    assert told.startswith("Worker 1 of the engine, process 72 on te2, died")
 
 
 def test_a_start_that_waits_for_gpus_in_vain_fails_after_seconds(job: Job) -> None:

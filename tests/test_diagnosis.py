@@ -14,6 +14,7 @@ from django.utils import translation
 
 from deployments.diagnosis import SIGNATURES, Diagnosis, match
 from deployments.diagnosis.signature import Kind, longest_literal
+from deployments.phases import PhaseReader
 
 LOGS = Path(__file__).parent / "logs"
 WORKER = "(EngineCore pid=1) \x1b[36m(RayWorkerProc pid=2, ip=10.0.0.7)\x1b[0m (Worker_PP1 pid=2) "
@@ -40,10 +41,22 @@ def found(log: str) -> Diagnosis:
         ("memory", "cpu-kv-cache-too-small"),
         ("model-path-missing", "model-path-missing"),
         ("port-in-use", "port-in-use"),
+        ("ray-host-cut-off", "ray-node-dead"),
+        ("ray-worker-killed", "worker-died"),
     ],
 )
 def test_a_captured_failure_is_explained(log: str, name: str) -> None:
     assert found((LOGS / f"{log}.log").read_text()).id == name
+
+
+def test_a_killed_worker_is_told_with_its_process_and_host_and_a_lost_host_with_its_address() -> None:
+    log = (LOGS / "ray-worker-killed.log").read_bytes()
+    killed = match(log.decode(), PhaseReader().feed(log).measured["workers"])
+    assert killed is not None
+    assert (killed.id, killed.host, killed.values) == ("worker-killed", "172.18.81.129", {"worker": "0", "pid": "260"})
+    assert "process 260 on 172.18.81.129" in killed.cause
+    assert Diagnosis.from_dict(killed.as_dict()) == killed
+    assert found((LOGS / "ray-host-cut-off.log").read_text()).host == "172.18.81.127"
 
 
 @pytest.mark.parametrize("log", sorted(LOGS.glob("*-ok.log")), ids=lambda path: path.stem)

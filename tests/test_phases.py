@@ -35,6 +35,7 @@ def test_a_start_on_four_hosts_is_read_to_its_end_with_vllms_own_figures() -> No
         "max_concurrency": 509.43,
         "graphs_gib": 0.2,
         "init_seconds": 30.46,
+        "workers": {"1": ["172.18.81.128", 16391], "2": ["172.18.81.129", 16393]},  # Ray left out lines that are alike
     }
 
 
@@ -136,12 +137,12 @@ def test_a_line_that_came_through_ray_is_told_apart() -> None:
             "WARNING 11-22 06:58:20 [x.py:10] Something (odd).\x1b[32m [repeated 3x across cluster]\x1b[0m"
         )
     )
-    assert line == ("Worker_PP2", "172.18.81.129", "WARNING", "Something (odd).")
+    assert line == ("Worker_PP2", "172.18.81.129", "WARNING", "Something (odd).", "2")
 
 
 def test_a_line_of_rays_own_is_told_apart() -> None:
     line = parse("(EngineCore pid=1) 2026-11-22 06:57:39,531\tINFO worker.py:1833 -- Connecting to X...")
-    assert line == ("EngineCore", "", "INFO", "Connecting to X...")
+    assert line == ("EngineCore", "", "INFO", "Connecting to X...", "1")
 
 
 def test_a_line_without_any_head_is_all_text() -> None:

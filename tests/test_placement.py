@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from controlplane.problems import Problem
-from deployments import steps
+from deployments import placing, steps
 from deployments.models import Deployment
 from nodes import clusters_steps
 from nodes.clusters_view import View
@@ -67,3 +67,22 @@ def test_only_the_replica_that_is_started_is_counted(step: Step, monkeypatch: py
     deployment = Deployment.objects.get()
     deployment.replicas.create(number=2, node=step.node, port=20701, spec={"options": {"tensor-parallel-size": 2}})
     assert steps._placement(step) == Done("2 of 2 free")
+
+
+@pytest.mark.parametrize(
+    ("workers", "places"),
+    [
+        ({"0": ["", 7], "1": ["10.0.0.3", 8]}, [("te1", 0), ("te3", None)]),
+        ({"1": ["10.0.0.2", 8], "0": ["10.0.0.3", 7]}, [("te3", None), ("te2", 1)]),
+        ({"0": ["", 7]}, [("te1", 0), ("te2", 1)]),  # the other one was not read
+        ({"0": ["", 7], "1": ["10.9.9.9", 8]}, [("te1", 0), ("te2", 1)]),  # nobody's address
+    ],
+)
+def test_workers_sit_where_they_say_and_not_where_the_plan_would_have_them(
+    step: Step, workers: dict[str, list[object]], places: list[tuple[str, int | None]]
+) -> None:
+    replica = Deployment.objects.get().replicas.get()
+    replica.measured = {"world_size": 2, "workers": workers}
+    replica.placement = [{"host": "te1", "gpu": 0}, {"host": "te2", "gpu": 1}]
+    names = {"10.0.0.1": "te1", "10.0.0.2": "te2", "10.0.0.3": "te3"}
+    assert [(place["host"], place["gpu"]) for place in placing.seated(replica, names)] == places

@@ -6,8 +6,6 @@ import os
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from deployments import engine as engine_module
 from deployments import exchange, rollout
 from deployments.gateway import routes
 from deployments.gateway.client import Origin
-from deployments.models import Deployment, Replica
+from deployments.models import Deployment
 from deployments.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
 from nodes import ending, hosts, logs, preparation, registration, runs, signals, tasks
@@ -30,6 +28,7 @@ from nodes.registration import Login
 from nodes.states import FINISHED, JOB_ACTIVE, JobState, NodeState, RunState
 from nodes.watch import Watch
 from tests.support import sshd as sshd_support
+from tests.support.rolling import only, reach, rolled_out, until
 from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
 from tests.support.stand_in_hub import MODEL, StandInHub, serving
@@ -38,48 +37,6 @@ pytestmark = [
     pytest.mark.valkey, pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("own_ports", "few_pythons")
 ]
 LOGS = Path(__file__).parent / "logs"
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> StandInEngine:
-    return StandInEngine(tmp_path / "root")
-
-
-@pytest.fixture
-def node(engine: StandInEngine) -> Node:
-    return Node.objects.create(
-        name="here", kind=Node.Kind.LOCAL, address="127.0.0.1", root=str(engine.root), state=NodeState.READY)
-
-
-@pytest.fixture
-def deployment(node: Node) -> Deployment:
-    return rollout.create("small", Deployment.DEMO, node, free_port(), {}, None)
-
-
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for a condition, doing a worker's part meanwhile."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, [
-            (run.story, run.state, run.reason, [(s.kind, s.state, s.reason) for s in run.steps.all()])
-            for run in Run.objects.all()]
-        for run in Run.objects.exclude(state__in=FINISHED):
-            runs.advance(run.pk)
-        time.sleep(0.05)
-
-
-def reach(deployment: Deployment, state: DeploymentState) -> Deployment:
-    until(lambda: deployment.fresh().state == state)
-    return deployment.fresh()
-
-
-def rolled_out(deployment: Deployment) -> Deployment:
-    rollout.start(deployment, None)
-    return reach(deployment, DeploymentState.READY)
-
-
-def only(deployment: Deployment) -> Replica:
-    return deployment.replicas.select_related("deployment", "node", "server").get()
 
 
 def server(deployment: Deployment) -> Job:

@@ -141,8 +141,11 @@ SIGNATURES = (
     ),
     Signature(
         "ray-node-dead",
-        (r"marked dead because the detector has missed too many heartbeats",),
-        _("Ray gave up a node that did not answer any more: it was overloaded, cut off or switched off."),
+        (
+            r"address: (?P<host>\S+) and node name: .* "
+            r"marked dead because the detector has missed too many heartbeats",
+        ),
+        _("Ray gave up %(host)s, which did not answer any more: it was overloaded, cut off or switched off."),
         _("Check that the node is up and reachable from the head. Its Ray must be started again to join."),
     ),
     Signature(
@@ -197,6 +200,7 @@ SIGNATURES = (
             r"Worker proc (?P<worker>\S+) died unexpectedly",
             r"Connection closed by peer",
             r"The actor (?:is dead|died) (?:because|unexpectedly)",
+            r"RuntimeError: Executor failed\.",
         ),
         _("A worker of the engine died, or its host was lost, and the log does not say why."),
         _(

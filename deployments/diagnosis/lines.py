@@ -11,19 +11,21 @@ import re
 from typing import NamedTuple
 
 ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-TAG = re.compile(r"\((?P<process>[A-Za-z][\w-]*) pid=\d+(?:, ip=(?P<ip>[0-9a-fA-F.:]+))?\) ?")
+TAG = re.compile(r"\((?P<process>[A-Za-z][\w-]*) pid=(?P<pid>\d+)(?:, ip=(?P<ip>[0-9a-fA-F.:]+))?\) ?")
 VLLM_HEAD = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] ?)?")
 RAY_HEAD = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s(DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ -- ")
+RANK = re.compile(r"world_size=\d+ rank=(?P<rank>\d+) ")  # a worker says which one it is
 REPEATED = re.compile(r" ?\[repeated \d+x across cluster\].*$")
 
 
 class Line(NamedTuple):
-    """``process`` is the innermost tag ("Worker_PP1"), ``host`` the address of the writer's host, or ""."""
+    """``process`` and ``pid`` are the last tag's ("Worker_PP1"), ``host`` the address of the writer's host, or ""."""
 
     process: str
     host: str
     level: str
     text: str
+    pid: str = ""
 
 
 def plain(text: str) -> str:
@@ -33,11 +35,11 @@ def plain(text: str) -> str:
 
 def parse(line: str) -> Line:
     """One line of `plain` text."""
-    process = host = level = ""
+    process = host = level = pid = ""
     at = 0
     while tag := TAG.match(line, at):
-        process, host = tag["process"], tag["ip"] or host
+        process, host, pid = tag["process"], tag["ip"] or host, tag["pid"]
         at = tag.end()
     if head := VLLM_HEAD.match(line, at) or RAY_HEAD.match(line, at):
         level, at = head[1], head.end()
-    return Line(process, host, level, REPEATED.sub("", line[at:]))
+    return Line(process, host, level, REPEATED.sub("", line[at:]), pid)

@@ -7,9 +7,10 @@ What counts is the first real error, a worker's before the engine's before the s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from django.utils.translation import gettext as _
@@ -17,10 +18,10 @@ from django.utils.translation import gettext as _
 from deployments.diagnosis import cluster, configuration, machine, memory
 from deployments.diagnosis.lines import Line, parse, plain
 from deployments.diagnosis.signature import Kind, Signature
-from deployments.diagnosis.unknown import UNKNOWN
+from deployments.diagnosis.unknown import KILLED, UNKNOWN
 
 SIGNATURES = (*configuration.SIGNATURES, *memory.SIGNATURES, *cluster.SIGNATURES, *machine.SIGNATURES)
-BY_ID = {signature.id: signature for signature in (*SIGNATURES, UNKNOWN)}
+BY_ID = {signature.id: signature for signature in (*SIGNATURES, UNKNOWN, KILLED)}
 
 HALF = 4 * 1024 * 1024  # characters that are read of each end of a log; starts fail early, servers die late
 MOST = 200  # places where one text is looked at: a log can repeat an error a million times
@@ -31,6 +32,9 @@ STOPPING = "[shutdown] API server: shutdown triggered"  # what breaks after it w
 EXCEPTION = re.compile(r"(?:Error|Exception): ")
 EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception): (?P<error>.+)")
 VALUE_ERROR = re.compile(r"  Value error, (?P<error>.+?)(?: \[type=.*)?$")
+#: By rank: the address of a worker's host, and its process there.
+Workers = Mapping[str, Sequence[Any]]
+NOBODY: Workers = MappingProxyType({})
 RAY_TASK = re.compile(r"ray::\S+ \(pid=\d+, ip=([\d.a-fA-F:]+)")
 
 
@@ -89,11 +93,12 @@ class Clue(NamedTuple):
     values: dict[str, str]
 
 
-def match(log: str) -> Diagnosis | None:
+def match(log: str, workers: Workers = NOBODY) -> Diagnosis | None:
     """The failure that explains the log, or None when nothing in it failed.
 
     Once the server has started, only what came after counts; once it was told to stop, only what came before.
-    Reads at most 8 MiB, in well under a second.
+    Reads at most 8 MiB, in well under a second. ``workers`` are those of the engine, as `phases` has read them; with
+    them it is said which one died.
     """
     text = plain(log if len(log) <= 2 * HALF else f"{log[:HALF]}\n{log[-HALF:]}").partition(STOPPING)[0]
     started = text.rfind(STARTED)
@@ -104,13 +109,24 @@ def match(log: str) -> Diagnosis | None:
     if not clues:
         return None
     first = min(clues, key=lambda clue: clue[:3])
-    return Diagnosis(
+    return _killed(first, workers) or Diagnosis(
         first.signature.id,
-        host=first.line.host or _host_of_traceback(text, first.position),
+        host=first.values.get("host") or first.line.host or _host_of_traceback(text, first.position),
         process=first.line.process,
         evidence=first.line.text.strip()[:EVIDENCE],
         values=first.values,
     )
+
+
+def _killed(clue: Clue, workers: Workers) -> Diagnosis | None:
+    """Which worker died, where that is all that the clue tells."""
+    ranks = re.findall(r"\d+", clue.values.get("worker", "")) if clue.signature.id == "worker-died" else []
+    for rank in ranks:
+        if rank in workers:
+            host, pid = workers[rank]
+            return Diagnosis(KILLED.id, host, clue.line.process, clue.line.text.strip()[:EVIDENCE],
+                             {"worker": rank, "pid": str(pid)})
+    return None
 
 
 def _last(pattern: str, text: str) -> int:

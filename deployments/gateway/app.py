@@ -117,6 +117,9 @@ class Gateway:
             _expect(scope, "GET")
             await send_json(send, 200, models(path, view.routes, caller), [(b"x-request-id", marked)])
             return
+        if path.startswith("/v1/responses/") and path not in wire.ENDPOINTS:
+            sentence = _("Answers are not kept: a response can be read once, as the answer to its own request.")
+            raise ApiError(404, "response_not_kept", sentence)
         if path not in wire.ENDPOINTS:
             raise ApiError(404, "unknown_path", format_lazy(_("There is no {path} here."), path=path[:200]))
         _expect(scope, "POST")

@@ -109,12 +109,17 @@ async def _exchange(call: Call, name: str, exchange: client.Exchange) -> None:
             )
             raise ApiError(502, "model_refused_gateway", format_lazy(sentence, name=name))
         call.failed = exchange.status >= 400
-        await _pass_on(call, name, exchange)
+        beginning = await exchange.read() if exchange.status == 404 else None
+        if beginning == wire.UNOFFERED:
+            sentence = _("The model “{name}” does not offer {path}: it is of another kind.")
+            raise ApiError(404, "endpoint_not_offered", format_lazy(sentence, name=name, path=call.path))
+        await _pass_on(call, name, exchange, beginning)
     finally:
         exchange.abort()
 
 
-async def _pass_on(call: Call, name: str, exchange: client.Exchange) -> None:
+async def _pass_on(call: Call, name: str, exchange: client.Exchange, beginning: bytes | None) -> None:
+    """``beginning``: what has been read of the body already."""
     events = wire.value_of(exchange.headers, b"content-type").startswith(b"text/event-stream")
     relay = call.relay = Relay(events, strip=call.strips_usage)
     send, headers = call.send, wire.coming_back(exchange.headers, call.marked, events)
@@ -130,7 +135,7 @@ async def _pass_on(call: Call, name: str, exchange: client.Exchange) -> None:
         return send({"type": "http.response.body", "body": data, "more_body": True})
 
     try:
-        data = await exchange.read()
+        data = await exchange.read() if beginning is None else beginning
         call.first = asyncio.get_running_loop().time()
         if (wait := sink(data)) is not None:
             await wait

@@ -11,17 +11,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.support import sshd as sshd_support
-from tests.support.deck import Deck, end_jobs
+from tests.support.deck import Deck
 from tests.support.sshd import Sshd
-
-
-@pytest.fixture(scope="session")
-def node_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where environments and models are installed, once for all tests. QUARTERDECK_TEST_NODE_ROOT keeps it."""
-    kept = os.environ.get("QUARTERDECK_TEST_NODE_ROOT")
-    root = Path(kept) if kept else tmp_path_factory.mktemp("node-root")
-    yield root
-    end_jobs(root)
 
 
 @pytest.fixture(scope="session")

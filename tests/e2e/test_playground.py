@@ -307,6 +307,17 @@ def test_everything_fits_a_phone(scheme: str, page: Page) -> None:
     for address in ("/playground/", "/keys/", "/usage/"):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.goto(address)
+        expect(page.locator(".nav [aria-current]")).to_be_in_viewport(ratio=0.99)
+
+
+def test_three_fit_beside_each_other(page: Page) -> None:
+    opened(page, "qwen", "seer", "thinker")
+    assert page.locator("[data-column]").evaluate_all("all => all.every((one) => one.scrollWidth <= one.clientWidth)")
+    send(page, "Reverse a list")
+    for model in ("qwen", "seer", "thinker"):
+        done(answers(page, model))
+    assert len(set(answers(page).evaluate_all("all => all.map((one) => one.getBoundingClientRect().top)"))) == 1
+    shot(page, "playground-three")
 
 
 def test_an_alias_added_on_the_deployments_page_is_a_model_of_the_gateway(page: Page) -> None:

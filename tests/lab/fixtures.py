@@ -5,12 +5,15 @@ A test puts back what it changed. One that needs hosts of its own makes a `Lab`,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab import Lab
 from tests.lab.deck import LabDeck
+from tests.support.deck import end_jobs
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,12 @@ def lab_deck(tmp_path_factory: pytest.TempPathFactory, lab4: Lab) -> Iterator[La
         yield deck
     finally:
         deck.stop()
+
+
+@pytest.fixture(scope="session")
+def node_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where environments and models are installed, once for all tests. QUARTERDECK_TEST_NODE_ROOT keeps it."""
+    kept = os.environ.get("QUARTERDECK_TEST_NODE_ROOT")
+    root = Path(kept) if kept else tmp_path_factory.mktemp("node-root")
+    yield root
+    end_jobs(root)

@@ -246,6 +246,7 @@ def _lay_out(folder: Path, spec: dict[str, Any], settings: Mapping[str, str], ke
     (etc / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {spec['name']}\n::1 localhost\n")
     (etc / "apt/apt.conf.d").mkdir(parents=True)
     (etc / "apt/apt.conf.d/95lab").write_text(f'Acquire::http::Proxy "http://{spec["gateway"]}:{DOOR}";\n')
+    (etc / "resolv.conf").write_text("")  # this machine's is out of reach: each look-up would take 10 s
     (etc / "machine-id").write_text(f"{spec['address'].replace('.', ''):0>32}\n")
     text = SSHD.format(path=PATH, settings=" ".join(
         f'"{name}={value.replace("{gateway}", spec["gateway"])}"' for name, value in settings.items()))

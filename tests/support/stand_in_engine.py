@@ -102,13 +102,26 @@ class Server(http.server.BaseHTTPRequestHandler):
             return self.answer(401, {{}})
         self.answer(200, {{"data": [{{"id": config["name"].removeprefix("- ")}}]}})
 
+    def stream(self):
+        # Two tokens that say which server they are of; the second once the file go-on is there.
+        token = {{"choices": [{{"index": 0, "delta": {{"content": config["port"]}}}}]}}
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write(b"data: " + json.dumps(token).encode() + b"\\n\\n")
+        while not pathlib.Path({behaviour!r}).with_name("go-on").exists():
+            time.sleep(0.02)
+        self.wfile.write(b"data: " + json.dumps(token).encode() + b"\\n\\ndata: [DONE]\\n\\n")
+
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked.get("stream"):
+            return self.stream()
         if behaviour[0] == "base" and self.path == "/v1/chat/completions":
             return self.answer(400, {{"error": {{"message": "a chat template is required"}}}})
         if behaviour[0] == "mute":
             return self.answer(500, {{"error": {{"message": "EngineCore encountered an issue"}}}})
-        self.answer(200, {{"choices": [{{"text": " Paris"}}]}})
+        self.answer(200, {{"choices": [{{"text": " Paris"}}], "port": config["port"]}})
         if behaviour[0] == "die":
             os._exit(0)
 

@@ -59,8 +59,8 @@ def quarterdeck(valkey: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]
 
 @pytest.fixture
 def own_ports(settings: Settings) -> None:
-    """Ports that no other test run on this machine uses."""
-    settings.PORT_BASE = 40000 + os.getpid() % 40 * 500
+    """Ports that no other test run on this machine uses, and that the system gives to no connection by itself."""
+    settings.PORT_BASE = 10000 + os.getpid() % 20 * 500
 
 
 @pytest.fixture
