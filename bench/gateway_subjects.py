@@ -94,14 +94,17 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    argv: list[str], core: int | None, log: Path, env: dict[str, str] | None = None
+    argv: list[str], core: int | None, log: Path, env: dict[str, str] | None = None, *, heard: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
-    """A child, on one core unless that is None, ended with its group at the end."""
+    """A child, on one core unless that is None, ended with its group at the end.
+
+    What it says is in ``log``; ``heard``: its standard output is read by the caller, who must not stop doing so.
+    """
     with log.open("w") as errors:
         child = subprocess.Popen(
             [*(["taskset", "-c", str(core)] if core is not None else []), *argv],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if heard else errors,
             stderr=errors,
             text=True,
             cwd=ROOT,
