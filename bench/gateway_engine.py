@@ -31,7 +31,8 @@ def kept(program: str, model: str, here: Path, repeat: int) -> float | None:
             print(f"vLLM does not answer: {(here / 'vllm.err').read_text()[-500:]}", file=sys.stderr)
             return None
         with gateway(port, here) as through:
-            if through is None or not answers(through, 60):
+            if through is None or not answers(through, 120):
+                print(f"The gateway does not answer: {(here / 'gateway.err').read_text()[-500:]}", file=sys.stderr)
                 return None
             pairs = [(tokens_per_second(through), tokens_per_second(direct)) for _ in range(repeat + 1)][1:]
     print(f"tokens a second through the gateway and directly: {pairs}", file=sys.stderr)
