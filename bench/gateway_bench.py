@@ -103,7 +103,7 @@ def whole_us(subject: Subject, requests: int = 1500) -> float:
     body = b'{"model":"m","messages":[{"role":"user","content":"Who?"}]}'
     before = subject.cpu()
     for _ in range(requests):
-        connection.request("POST", PATH, body, {"Authorization": f"Bearer {subject.key}"})
+        connection.request("POST", PATH, body, subject.headers)
         connection.getresponse().read()
     connection.close()
     return (subject.cpu() - before) / requests * 1e6

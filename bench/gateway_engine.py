@@ -50,8 +50,7 @@ def _stream(subject: Subject, number: int) -> int:
     """One completion; gives the number of its events, which are its tokens."""
     connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=120)
     asked = {"model": "m", "prompt": f"{number}:", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
-    headers = {"Authorization": f"Bearer {subject.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/completions", json.dumps(asked), headers)
+    connection.request("POST", "/v1/completions", json.dumps(asked), subject.headers)
     answer = connection.getresponse()
     count = sum(line.startswith(b"data: {") for line in answer)
     connection.close()

@@ -65,6 +65,11 @@ class Subject:
     pid: int = 0
     key: str = "none"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request to it; vLLM insists on the type."""
+        return {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+
     def cpu(self) -> float:
         """Seconds of processor time used so far, by it and its workers."""
         return sum(_cpu_of(pid) for pid in _family(self.pid))
@@ -129,7 +134,7 @@ def answers(subject: Subject, seconds: float) -> bool:
     while time.monotonic() < end:
         connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=30)
         try:
-            connection.request("POST", PATH, body, {"Authorization": f"Bearer {subject.key}"})
+            connection.request("POST", PATH, body, subject.headers)
             if connection.getresponse().status == 200:
                 return True
         except OSError:
