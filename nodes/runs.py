@@ -244,6 +244,8 @@ def _work(step: Step) -> None:
             _finish(step, RunState.FAILED, endings.full_disk(step.node, str(error)) or error.told)
         else:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)
+            told = {"why": error.what, "seconds": PATIENCE.total_seconds()}
+            _say(step, _("%(why)s It is tried again for up to %(seconds)d s.") % told)
     except Problem as error:
         _finish(step, RunState.FAILED, error.told)
     except Exception as error:
@@ -251,7 +253,8 @@ def _work(step: Step) -> None:
         if _troubled(step) > PATIENCE.total_seconds():
             _finish(step, RunState.FAILED, _unexpected(error))
     else:
-        streams.client().delete(f"trouble:{step.pk}")
+        if streams.client().delete(f"trouble:{step.pk}"):  # what was said of it is over, unless something else was said
+            Step.objects.filter(pk=step.pk, reason=step.reason).exclude(state__in=FINISHED).update(reason="")
 
 
 def _troubled(step: Step) -> float:

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from deployments.gateway import body, client, routes, wire
 from deployments.gateway.draining import Flights
-from deployments.gateway.errors import ApiError, Header, language_of
+from deployments.gateway.errors import ApiError, Header, language_of, not_offered
 from deployments.gateway.hangup import Line
 from deployments.gateway.meter import Count
 from deployments.gateway.relay import Relay
@@ -111,8 +111,7 @@ async def _exchange(call: Call, name: str, exchange: client.Exchange) -> None:
         call.failed = exchange.status >= 400
         beginning = await exchange.read() if exchange.status == 404 else None
         if beginning == wire.UNOFFERED:
-            sentence = _("The model “{name}” does not offer {path}: it is of another kind.")
-            raise ApiError(404, "endpoint_not_offered", format_lazy(sentence, name=name, path=call.path))
+            raise not_offered(name, call.path)
         await _pass_on(call, name, exchange, beginning)
     finally:
         exchange.abort()
