@@ -33,7 +33,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._lost:
             self.loop.call_soon(call)
         elif not self.pipeline:
-            self.flow.resume_reading()  # the end of a large body may have stopped it, and who does not read sees nothing
+            self.flow.resume_reading()  # the end of a large body stops it, and who does not read sees nothing
 
     def write_body(self, data: bytes) -> bool:
         """See `hangup.Line`. False while the client is slow, and for an answer of another kind than in chunks."""
