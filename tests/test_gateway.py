@@ -102,10 +102,10 @@ async def test_events_cut_anywhere_on_the_way_arrive_whole_and_the_usage_is_stil
     assert answer.content == stream.replace(upstream.USAGE_EVENT, b"")
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_hang_up_before_the_first_token_ends_the_request_upstream_at_once(stream: bool) -> None:
+@pytest.mark.parametrize(("stream", "size"), [(True, 0), (False, 0), (True, 200_000), (True, 2_000_000)])
+async def test_a_hang_up_before_the_first_token_ends_the_request_upstream_at_once(stream: bool, size: int) -> None:
     async with stand_in(never) as server, client_of(World(m=server.port).gateway()) as http:
-        asking = asyncio.ensure_future(http.post(CHAT, json=prompt(stream=stream)))
+        asking = asyncio.ensure_future(http.post(CHAT, json=prompt(stream=stream, note="x" * size)))
         await within(5, server.began)
         asking.cancel()
         assert await within(1, server.hung_up) < 0.2

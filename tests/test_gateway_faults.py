@@ -185,41 +185,6 @@ async def test_a_head_that_trickles_in_or_has_no_end_is_given_up(monkeypatch: py
     assert [answer.status_code for answer in twice] == [200, 200]
 
 
-@pytest.mark.parametrize("upgrade", [
-    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
-    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIG5vbmNl\r\n",
-])
-async def test_a_client_that_asks_for_an_upgrade_is_answered_as_without_it(upgrade: str) -> None:
-    content = json.dumps(prompt()).encode()
-    lines = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nX-Note: kept\r\nContent-Length: {len(content)}\r\n{upgrade}"
-    async with stand_in(upstream.chat) as server:
-        gateway = World(m=server.port).gateway()
-        async with client_of(gateway) as client:
-            reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
-            for _twice in range(2):  # on one connection
-                writer.write(f"POST {CHAT} HTTP/1.1\r\n{lines}\r\n".encode() + content[:9])
-                await writer.drain()
-                await asyncio.sleep(0.02)  # the rest comes by itself
-                writer.write(content[9:])
-                async with asyncio.timeout(5):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    length = head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]
-                    assert b"Ada Bea Cy" in await reader.readexactly(int(length))
-                assert head.startswith(b"HTTP/1.1 200 ")
-            writer.close()
-    assert [asked.body for asked in server.asked] == [content] * 2
-    assert server.asked[0].headers["x-note"] == "kept"
-    assert "upgrade" not in server.asked[0].headers
-
-
-async def test_a_client_that_asks_for_a_tunnel_is_refused(http: httpx.AsyncClient) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
-    writer.write(f"CONNECT somewhere:443 HTTP/1.1\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
-    async with asyncio.timeout(5):
-        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
-    writer.close()
-
-
 async def dies_before(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
     writer.close()
 

@@ -48,6 +48,7 @@ class Gateway:
         self._pool: client.Pool
         self._reporting: asyncio.Future[None]
         self._flights = draining.Flights()
+        self._room = body.Room()
         self._accounts: defaultdict[tuple[int, int | None], limits.Account] = defaultdict(limits.Account)
 
     async def __call__(self, scope: Scope, receive: body.Receive, send: Send) -> None:
@@ -124,13 +125,16 @@ class Gateway:
         if path not in wire.ENDPOINTS:
             raise ApiError(404, "unknown_path", format_lazy(_("There is no {path} here."), path=path[:200]))
         _expect(scope, "POST")
-        content = await body.read(receive, wire.value_of(headers, b"content-length"))
-        ask = body.understand(content, wire.value_of(headers, b"content-type"))
-        limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
-        route = await self._find(ask.model, view)
-        line: Line | None = scope.get("quarterdeck.line")
-        call = Call(path, ask, content, headers, marked, send, began, line)
-        await self._let_through(call, caller, route, UntilHangUp(receive, line))
+        held = await body.read(receive, wire.value_of(headers, b"content-length"), self._room)
+        try:
+            ask = body.understand(held.content, wire.value_of(headers, b"content-type"))
+            limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
+            route = await self._find(ask.model, view)
+            line: Line | None = scope.get("quarterdeck.line")
+            call = Call(path, ask, held, headers, marked, send, began, line)
+            await self._let_through(call, caller, route, UntilHangUp(receive, line))
+        finally:
+            held.let_go()
 
     async def _respond_to_websocket(self, scope: Scope, receive: body.Receive, send: Send) -> None:
         try:

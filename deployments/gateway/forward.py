@@ -32,7 +32,7 @@ class Call:
 
     path: str
     ask: body.Ask
-    content: bytes
+    held: body.Held
     headers: list[Header]  # as the client sent them
     marked: bytes  # the request id
     send: Send
@@ -79,11 +79,13 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: F
             if exchange.status in TRY_ANOTHER and len(tried) < len(route.replicas):
                 exchange.abort()
                 raise client.Broken(f"it answered {exchange.status}")
+            request = content = b""  # from here on nobody else is asked, and a stream may take long
+            call.held.let_go()
             return await _exchange(call, route.name, exchange)
         except client.UpstreamError as error:
             failure = error
             log.warning("Model %s at %s:%d: %s.", route.name, *replica.origin, error)
-            if isinstance(error, client.TimedOut) or call.answered:
+            if isinstance(error, client.TimedOut) or not content:
                 break
         finally:
             flights[replica.server] -= 1
@@ -94,7 +96,7 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: F
 
 def _content(call: Call, route: routes.Route) -> bytes:
     """The body as the model server is to get it: with the name it knows, asking for what is counted."""
-    content = call.content
+    content = call.held.content
     if call.ask.model != route.name:
         content = body.renamed(content, wire.value_of(call.headers, b"content-type"), route.name)
     return body.with_usage(content) if call.strips_usage else content

@@ -28,8 +28,12 @@ class BoundedHttp(HttpToolsProtocol):
     def on_hang_up(self, call: Callable[[], None] | None) -> None:
         """See `hangup.Line`. One request of a connection is worked on at a time."""
         self._on_hang_up = call
-        if call is not None and self._lost:
+        if call is None:
+            return
+        if self._lost:
             self.loop.call_soon(call)
+        elif not self.pipeline:
+            self.flow.resume_reading()  # the end of a large body stops it, and who does not read sees nothing
 
     def write_body(self, data: bytes) -> bool:
         """See `hangup.Line`. False while the client is slow, and for an answer of another kind than in chunks."""
