@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import preparation, registration, removal
+from nodes import acquaintances, preparation, registration, removal
 from nodes.models import Node, Run
 from nodes.pages import changed_key, fact_rows, fingerprint, shown_with, sources, stories
 from nodes.preflight import findings
@@ -41,6 +41,8 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
         "findings": findings(found.facts) if found.facts_at else [],
         "pinned": fingerprint(found.host_key),
         "changed": changed_key(found),
+        "removal_failed": removal.has_failed(found),
+        "knowing": acquaintances.of(found) if found.facts.blocks else None,
     }
     return render(request, "nodes/detail.html", page)
 

@@ -17,9 +17,9 @@ from typing import Any
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
-from deployments.gateway import body, client, directory, draining, keys, limits, meter, routes, wire
+from deployments.gateway import body, client, directory, draining, keys, limits, meter, realtime, routes, wire
 from deployments.gateway.errors import ApiError, Header, language_of
-from deployments.gateway.forward import Call, Send, forward
+from deployments.gateway.forward import Call, Send, forward, unanswered
 from deployments.gateway.hangup import Line, UntilHangUp
 
 HEADERS_LIMIT = 32 * 1024  # bytes of a request's header lines
@@ -48,6 +48,7 @@ class Gateway:
         self._pool: client.Pool
         self._reporting: asyncio.Future[None]
         self._flights = draining.Flights()
+        self._room = body.Room()
         self._accounts: defaultdict[tuple[int, int | None], limits.Account] = defaultdict(limits.Account)
 
     async def __call__(self, scope: Scope, receive: body.Receive, send: Send) -> None:
@@ -57,7 +58,8 @@ class Gateway:
             self._start()
             await self._respond(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 4404})
+            self._start()
+            await self._respond_to_websocket(scope, receive, send)
 
     async def close(self) -> None:
         """End background tasks and connections, write down what was counted. A request starts all again."""
@@ -123,13 +125,53 @@ class Gateway:
         if path not in wire.ENDPOINTS:
             raise ApiError(404, "unknown_path", format_lazy(_("There is no {path} here."), path=path[:200]))
         _expect(scope, "POST")
-        content = await body.read(receive, wire.value_of(headers, b"content-length"))
-        ask = body.understand(content, wire.value_of(headers, b"content-type"))
-        limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
-        route = await self._find(ask.model, view)
-        line: Line | None = scope.get("quarterdeck.line")
-        call = Call(path, ask, content, headers, marked, send, began, line)
-        await self._let_through(call, caller, route, UntilHangUp(receive, line))
+        held = await body.read(receive, wire.value_of(headers, b"content-length"), self._room)
+        try:
+            ask = body.understand(held.content, wire.value_of(headers, b"content-type"))
+            limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
+            route = await self._find(ask.model, view)
+            line: Line | None = scope.get("quarterdeck.line")
+            call = Call(path, ask, held, headers, marked, send, began, line)
+            await self._let_through(call, caller, route, UntilHangUp(receive, line))
+        finally:
+            held.let_go()
+
+    async def _respond_to_websocket(self, scope: Scope, receive: body.Receive, send: Send) -> None:
+        try:
+            if scope["path"] != realtime.PATH:
+                sentence = format_lazy(_("There is no {path} here."), path=scope["path"][:200])
+                raise ApiError(404, "unknown_path", sentence)
+            caller, view = await self._identify(scope["headers"])
+        except ApiError as error:
+            await realtime.refuse(scope, send, error)
+            return
+        talk = realtime.Talk(scope, receive, send)
+        try:
+            await self._talk(talk, caller, view)
+        except ApiError as error:
+            await talk.fail(error)
+        except (body.HungUp, TimeoutError):
+            await talk.close(realtime.REFUSED)
+
+    async def _talk(self, talk: realtime.Talk, caller: keys.Caller, view: directory.View) -> None:
+        """Serve a websocket within its key's limits, and count what it took, however it ends."""
+        await talk.accept()
+        model = await talk.model()
+        limits.check_model(caller.allowance, model, routes.meant(view.routes, model))
+        route = await self._find(model, view)
+        account = self._accounts[caller.user_id, caller.key_id]
+        account.begin(caller.allowance, caller.used_today, time.time())
+        replica = routes.least_busy(route, [], self._flights) or route.replicas[0]
+        self._flights[replica.server] += 1
+        try:
+            await talk.relay(replica, route.name, self._pool.limits)
+        except client.UpstreamError as error:
+            talk.count.errors = 1
+            raise unanswered(route.name, error) from error
+        finally:
+            self._flights[replica.server] -= 1
+            account.end(talk.count.prompt_tokens + talk.count.completion_tokens, time.time())
+            self._meter.count(caller.user_id, caller.key_id, route.name, talk.count)
 
     async def _identify(self, headers: list[Header]) -> tuple[keys.Caller, directory.View]:
         """The caller, and the view that has its key. Raises `ApiError` for a key that is not known."""

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from deployments.gateway import body, client, routes, wire
 from deployments.gateway.draining import Flights
-from deployments.gateway.errors import ApiError, Header, language_of
+from deployments.gateway.errors import ApiError, Header, language_of, not_offered
 from deployments.gateway.hangup import Line
 from deployments.gateway.meter import Count
 from deployments.gateway.relay import Relay
@@ -32,7 +32,7 @@ class Call:
 
     path: str
     ask: body.Ask
-    content: bytes
+    held: body.Held
     headers: list[Header]  # as the client sent them
     marked: bytes  # the request id
     send: Send
@@ -79,11 +79,13 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: F
             if exchange.status in TRY_ANOTHER and len(tried) < len(route.replicas):
                 exchange.abort()
                 raise client.Broken(f"it answered {exchange.status}")
+            request = content = b""  # from here on nobody else is asked, and a stream may take long
+            call.held.let_go()
             return await _exchange(call, route.name, exchange)
         except client.UpstreamError as error:
             failure = error
             log.warning("Model %s at %s:%d: %s.", route.name, *replica.origin, error)
-            if isinstance(error, client.TimedOut) or call.answered:
+            if isinstance(error, client.TimedOut) or not content:
                 break
         finally:
             flights[replica.server] -= 1
@@ -94,7 +96,7 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: F
 
 def _content(call: Call, route: routes.Route) -> bytes:
     """The body as the model server is to get it: with the name it knows, asking for what is counted."""
-    content = call.content
+    content = call.held.content
     if call.ask.model != route.name:
         content = body.renamed(content, wire.value_of(call.headers, b"content-type"), route.name)
     return body.with_usage(content) if call.strips_usage else content
@@ -111,8 +113,7 @@ async def _exchange(call: Call, name: str, exchange: client.Exchange) -> None:
         call.failed = exchange.status >= 400
         beginning = await exchange.read() if exchange.status == 404 else None
         if beginning == wire.UNOFFERED:
-            sentence = _("The model “{name}” does not offer {path}: it is of another kind.")
-            raise ApiError(404, "endpoint_not_offered", format_lazy(sentence, name=name, path=call.path))
+            raise not_offered(name, call.path)
         await _pass_on(call, name, exchange, beginning)
     finally:
         exchange.abort()
