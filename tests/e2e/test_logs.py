@@ -111,7 +111,7 @@ class Logs:
     def say(self, job: str, text: str) -> None:
         """The job's log goes on, as watch brings it."""
         data = text.encode()
-        arguments = [self.said[job], data, 1 << 22, 3600, int(time.time() * 1000)]
+        arguments: list[Any] = [self.said[job], data, 1 << 22, 3600, int(time.time() * 1000)]
         self.redis.eval(streams._APPEND, 1, streams.log_key(self.jobs[job]), *arguments)
         self.said[job] += len(data)
 
@@ -167,6 +167,12 @@ def scrolled(page: Page) -> Any:
     return page.evaluate("document.querySelector('#log [data-box]').scrollTop")
 
 
+def rests(page: Page) -> bool:
+    before = scrolled(page)
+    page.wait_for_timeout(50)
+    return bool(scrolled(page) == before)
+
+
 def test_all_logs_go_by_time_or_stand_in_a_pane_each(page: Page, logs: Logs) -> None:
     choose(page, "all")
     for number in range(3):
@@ -217,7 +223,7 @@ def test_reading_back_pauses_and_follow_goes_to_the_end_again(page: Page, logs: 
     page.mouse.wheel(0, -600)
     follow = page.locator("[data-follow]")
     expect(follow).to_have_attribute("aria-pressed", "false")
-    until(lambda: scrolled(page) == (page.wait_for_timeout(50), scrolled(page))[1], 10, "the wheel has come to rest")
+    until(lambda: rests(page), 10, "the wheel has come to rest")
     before = scrolled(page)
     logs.say("serve", "INFO while it is paused\n")
     expect(rows(page, "while it is paused")).to_have_count(1)
