@@ -114,7 +114,7 @@ def _source(step: Step) -> Node:
 
 def _files(node: Node, place: str) -> Files:
     """The model's files on the node, as far as their checksums are known; none where there is no such directory."""
-    answer = ask(shared_host(node), models.listed(place), timeout=60)
+    answer = ask(shared_host(node), models.listed(preparation.site(node), place), timeout=60)
     try:
         return models.listing(answer.text)
     except (ValueError, KeyError, TypeError) as error:

@@ -18,7 +18,7 @@ from nodes.models import ArchivedLog, Job, Node
 from nodes.remote import job as remote_job
 from nodes.remote.errors import HostProblem
 from nodes.remote.host import ask
-from nodes.states import JOB_ACTIVE
+from nodes.states import JOB_ACTIVE, NodeState
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def sweep(limit: int = 200) -> int:
     """
     long_ago = timezone.now() - timedelta(days=settings.LOG_DAYS)
     over = Job.objects.exclude(state__in=JOB_ACTIVE).filter(ended_at__lt=long_ago, swept=False)
+    over = over.exclude(node__state=NodeState.UNREACHABLE)  # dead servers' would come first for ever
     jobs = list(over.select_related("node").order_by("ended_at")[:limit])
     return sum(_swept(node, [job for job in jobs if job.node_id == node.pk]) for node in {job.node for job in jobs})
 

@@ -31,8 +31,8 @@ from nodes.remote import ssh
 from nodes.remote.errors import HostKeyChanged, SignInRefused
 from nodes.remote.ssh import HostKey, SshHost
 
-#: Servers that are worked on at the same time; each costs a thread and, for moments, a core.
-AT_ONCE = 24
+#: Servers that are worked on at the same time; each costs a thread, and one that is mute nothing else for seconds.
+AT_ONCE = 100
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 #: How long a step waits for a host that cannot be reached before it fails with that reason.
 PATIENCE = timedelta(seconds=60)
+#: Steps of a stage that are worked on at the same time: those on mute hosts, seconds each, hold up no others.
+AT_ONCE = 64
 
 
 class Done(NamedTuple):
@@ -228,7 +230,7 @@ def _each(work: Callable[[Step], None], steps: list[Step]) -> None:
         finally:
             connection.close()
 
-    with ThreadPoolExecutor(max_workers=min(16, len(steps))) as pool:
+    with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(steps))) as pool:
         list(pool.map(with_own_connection, steps))
 
 

@@ -45,7 +45,7 @@ BUILDERS: dict[str, Callable[[str], Command]] = {
     "verification": lambda t: made(python_env.verification(CUDA, Site(t))),
     "fetch a model": lambda t: models.fetched(Site(t), t, {"model": t, "files": [{"path": t}]}, Secret(t)),
     "sum a model": models.summed,
-    "list a model": models.listed,
+    "list a model": lambda t: models.listed(Site(t), t),
     "room for a model": lambda t: models.room(t, t),
     "copy a model": lambda t: models.copied(t, [(t, 1, t)], ["ssh", t]),
     "head": lambda t: ray.start_head(CPU, Site(t), PLAN, "10.0.0.1", Secret(t), {t: 1.0}),

@@ -147,6 +147,21 @@ def test_a_directory_that_one_node_has_is_copied_to_the_others_and_goes_on_where
     assert "going on from" in deck.do(_LOG, pk=job)
 
 
+def test_a_share_for_reading_only_is_compared_and_nothing_is_copied(
+    lab: Lab, deck: LabDeck, deployment: int
+) -> None:
+    deck.do(_MODEL, pk=deployment, model="/srv/share/m")
+    for host in lab.hosts:
+        host.run("mkdir -p /srv/share && mount -t tmpfs tmpfs /srv/share && mkdir /srv/share/m && cd /srv/share/m &&"
+                 " echo '{}' > config.json && echo same > w.safetensors && mount -o remount,ro /srv/share")
+    first = brought(deck, deployment)
+    assert first["model", "te1"] == first["model-copy", "te2"] == "done"
+    again = brought(deck, deployment)
+    assert again["model-copy", "te2"] == again["model-copy", "te3"] == "skipped"
+    for host in lab.hosts:
+        host.run("umount /srv/share")
+
+
 def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(lab: Lab, deck: LabDeck, deployment: int) -> None:
     deck.do(_MODEL, pk=deployment, model="/srv/large")
     lab["te1"].run("mkdir -p /srv/large && cd /srv/large && echo '{}' > config.json && truncate -s 2G w.safetensors")

@@ -87,9 +87,9 @@ def summed(directory: str) -> Command:
     return script(_LOOK + _THEN_SUM, directory).with_files(files)
 
 
-def listed(directory: str) -> Command:
+def listed(site: Site, directory: str) -> Command:
     """Print the directory's files and what is known of their checksums, in a moment; see `listing`."""
-    return python("python3", asset("model_files.py").decode(), directory)
+    return python("python3", asset("model_files.py").decode(), directory, f"{site.root}/sums")
 
 
 def listing(printed: str) -> list[tuple[str, int, str]]:
