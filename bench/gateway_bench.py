@@ -103,7 +103,7 @@ def whole_us(subject: Subject, requests: int = 1500) -> float:
     body = b'{"model":"m","messages":[{"role":"user","content":"Who?"}]}'
     before = subject.cpu()
     for _ in range(requests):
-        connection.request("POST", PATH, body, {"Authorization": f"Bearer {subject.key}"})
+        connection.request("POST", PATH, body, subject.headers)
         connection.getresponse().read()
     connection.close()
     return (subject.cpu() - before) / requests * 1e6
@@ -154,7 +154,7 @@ def measure(wire: Path, here: Path, options: argparse.Namespace) -> dict[str, An
         run = load(wire, subject, streams or 32, options.seconds, PACE_MS if streams else 0)
         figures.setdefault((subject.name, streams), []).append(run)
 
-    with process([str(wire), "serve"], 1, here / "wire.err") as server:
+    with process([str(wire), "serve"], 1, here / "wire.err", heard=True) as server:
         upstream = int(server.stdout.readline()) if server.stdout else 0
         with running([direct, nginx, gateway], upstream, here) as subjects:
             for _ in range(options.repeat):

@@ -31,7 +31,8 @@ def kept(program: str, model: str, here: Path, repeat: int) -> float | None:
             print(f"vLLM does not answer: {(here / 'vllm.err').read_text()[-500:]}", file=sys.stderr)
             return None
         with gateway(port, here) as through:
-            if through is None or not answers(through, 60):
+            if through is None or not answers(through, 120):
+                print(f"The gateway does not answer: {(here / 'gateway.err').read_text()[-500:]}", file=sys.stderr)
                 return None
             pairs = [(tokens_per_second(through), tokens_per_second(direct)) for _ in range(repeat + 1)][1:]
     print(f"tokens a second through the gateway and directly: {pairs}", file=sys.stderr)
@@ -49,8 +50,7 @@ def _stream(subject: Subject, number: int) -> int:
     """One completion; gives the number of its events, which are its tokens."""
     connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=120)
     asked = {"model": "m", "prompt": f"{number}:", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
-    headers = {"Authorization": f"Bearer {subject.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/completions", json.dumps(asked), headers)
+    connection.request("POST", "/v1/completions", json.dumps(asked), subject.headers)
     answer = connection.getresponse()
     count = sum(line.startswith(b"data: {") for line in answer)
     connection.close()

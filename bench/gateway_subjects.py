@@ -65,6 +65,11 @@ class Subject:
     pid: int = 0
     key: str = "none"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of a request to it; vLLM insists on the type."""
+        return {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+
     def cpu(self) -> float:
         """Seconds of processor time used so far, by it and its workers."""
         return sum(_cpu_of(pid) for pid in _family(self.pid))
@@ -94,14 +99,17 @@ def free_port() -> int:
 
 @contextmanager
 def process(
-    argv: list[str], core: int | None, log: Path, env: dict[str, str] | None = None
+    argv: list[str], core: int | None, log: Path, env: dict[str, str] | None = None, *, heard: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
-    """A child, on one core unless that is None, ended with its group at the end."""
+    """A child, on one core unless that is None, ended with its group at the end.
+
+    What it says is in ``log``; ``heard``: its standard output is read by the caller, who must not stop doing so.
+    """
     with log.open("w") as errors:
         child = subprocess.Popen(
             [*(["taskset", "-c", str(core)] if core is not None else []), *argv],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE if heard else errors,
             stderr=errors,
             text=True,
             cwd=ROOT,
@@ -120,13 +128,13 @@ def process(
 
 
 def answers(subject: Subject, seconds: float) -> bool:
-    """Whether it answers a whole completion within so many seconds."""
-    body = b'{"model":"m","messages":[{"role":"user","content":"Who?"}]}'
+    """Whether it answers a whole completion within so many seconds: of one token, since an engine takes its time."""
+    body = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"Who?"}]}'
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", subject.port, timeout=30)
         try:
-            connection.request("POST", PATH, body, {"Authorization": f"Bearer {subject.key}"})
+            connection.request("POST", PATH, body, subject.headers)
             if connection.getresponse().status == 200:
                 return True
         except OSError:

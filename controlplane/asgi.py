@@ -25,6 +25,8 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
             await gateway.gateway(scope, receive, send)
         case "http":
             await pages(scope, receive, send)
+        case "websocket" if scope["path"].startswith("/v1/"):
+            await gateway.gateway(scope, receive, send)
         case "websocket":
             await websockets(scope, receive, send)
         case "lifespan":

@@ -162,7 +162,8 @@ def control_plane(var: Path, host: str, port: int) -> list[Program]:
     web = "-m uvicorn controlplane.asgi:application --no-access-log --no-server-header"
     # Compressing what is sent to pages costs more than it saves: a flood of log lines is the only thing of size.
     bounded = "--http deployments.gateway.http:BoundedHttp --timeout-keep-alive 75 --ws-per-message-deflate false"
-    worker = "-m celery -A controlplane worker --pool threads --concurrency 8 --loglevel INFO"
+    # Each run on a server that is mute holds a thread for the seconds that a connection may take.
+    worker = "-m celery -A controlplane worker --pool threads --concurrency 32 --loglevel INFO"
     alone = "--without-gossip --without-mingle --without-heartbeat"  # greetings among workers take seconds
     commands = {
         "web": [*f"{web} {bounded} --timeout-graceful-shutdown 3".split(), "--host", host, "--port", str(port)],

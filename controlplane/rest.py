@@ -28,7 +28,7 @@ from deployments import access_api
 from deployments import api as deployments_api
 from deployments.gateway import keys
 from nodes import api as nodes_api
-from nodes import cluster_api
+from nodes import cluster_api, registration_api
 
 
 class StrictParser(Parser):
@@ -71,6 +71,7 @@ api = NinjaAPI(
     parser=StrictParser(),
     urls_namespace="api",
 )
+api.add_router("/", registration_api.router)
 api.add_router("/", nodes_api.router)
 api.add_router("/", cluster_api.router)
 api.add_router("/", deployments_api.router)

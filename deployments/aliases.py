@@ -25,25 +25,32 @@ def add(deployment: Deployment, name: str, by: User | None) -> Alias:
             _("“%(name)s” cannot be a model's name.") % {"name": name[:80]},
             _("Use letters, digits and . _ - : / between them, at most 120, for example gpt-4o."),
         )
-    if Deployment.objects.filter(name=name).exists():
-        raise _taken(name)
+    check_free(name)
     if Alias.objects.filter(deployment=deployment).count() >= MOST:
         raise Problem(_("A deployment has at most %d aliases.") % MOST, _("Remove one that nothing uses."))
     try:
         with transaction.atomic():
             made = Alias.objects.create(name=name, deployment=deployment, created_by=by)
-    except IntegrityError as error:
-        raise _taken(name) from error
+    except IntegrityError:  # between the look and now
+        check_free(name)
+        raise
     routes.poke()
     return made
 
 
-def _taken(name: str) -> Problem:
+def check_free(name: str) -> None:
+    """Raise a `Problem` where requests use the name already: a deployment's, or an alias of one."""
+    if Deployment.objects.filter(name=name).exists():
+        raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
     found = Alias.objects.filter(name=name).select_related("deployment").first()
-    if found is None:
-        return Problem(_("A deployment has the name %s itself.") % name, _("Choose another name."))
-    said = _("%(name)s is an alias of %(deployment)s already.") % {"name": name, "deployment": found.deployment}
-    return Problem(said, _("Remove it there first, or choose another name."))
+    if found is not None:
+        said = _("%(name)s is an alias of %(deployment)s already.") % {"name": name, "deployment": found.deployment}
+        raise Problem(said, _("Remove it there first, or choose another name."))
+
+
+def all_names() -> set[str]:
+    """Every name that requests use."""
+    return {*Deployment.objects.values_list("name", flat=True), *Alias.objects.values_list("name", flat=True)}
 
 
 def remove(deployment: Deployment, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from django.db.models import Q
 from django.dispatch import receiver
 
+from deployments import rollout
 from deployments.models import Deployment
 from deployments.states import COMING_BACK, REPLICA_AT_REST, DeploymentState, ReplicaState
 from nodes import ending, runs, signals
@@ -18,10 +19,15 @@ from nodes.states import JOB_ACTIVE
 def look_after(sender: object, **_kwargs: Any) -> None:
     """What nobody wants must not run: a lost message only delays its end.
 
-    Those are the servers of replicas that are at rest or wait to be started, and jobs of runs that were given up.
+    Those are the servers of replicas that are at rest or wait to be started or are no more, and jobs of runs that were
+    given up.
     """
+    for deployment in Deployment.objects.filter(state=DeploymentState.STOPPING):
+        rollout.go_on_stopping(deployment)
     unwanted = (*REPLICA_AT_REST, ReplicaState.WAITING)
-    for job in {*Job.objects.filter(state__in=JOB_ACTIVE, serves__state__in=unwanted), *runs.orphans()}:
+    running = Job.objects.filter(state__in=JOB_ACTIVE)
+    forgotten = running.filter(name="serve", serves__isnull=True)  # of a deployment deleted while its node was away
+    for job in {*running.filter(serves__state__in=unwanted), *forgotten, *runs.orphans()}:
         ending.end_soon(job)
 
 

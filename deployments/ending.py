@@ -15,7 +15,7 @@ from nodes import clusters, clusters_steps, ending, runs
 from nodes.models import Step
 from nodes.recipes import Satisfied
 from nodes.runs import Done, StepKind, Waiting
-from nodes.states import ClusterState
+from nodes.states import JOB_ACTIVE, ClusterState
 
 #: After its end a server's memory is free within this time.
 MEMORY_TIME = timedelta(seconds=40)
@@ -31,7 +31,7 @@ def _server_ended(step: Step) -> Done | Waiting:
     """Over when no process is left and the memory is back, which a driver may need some seconds for."""
     replica = replica_of(step)
     ended = ending.ended(step, replica.server)
-    if isinstance(ended, Waiting):
+    if isinstance(ended, Waiting) or (replica.server is not None and replica.server.fresh().state in JOB_ACTIVE):
         return ended
     late = step.started_at is not None and timezone.now() - step.started_at > ending.GRACE + MEMORY_TIME
     proof = freed.proof(replica, last_look=late)

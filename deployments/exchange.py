@@ -24,7 +24,7 @@ from deployments.replacing import Room, Seat, Way, way
 from deployments.serving import replica_of
 from deployments.states import COMING_BACK, REPLICA_AT_REST, SERVING, DeploymentState, ReplicaState
 from deployments.steps import DEFAULT_SHARE
-from nodes import ending, runs
+from nodes import ending, runs, sight
 from nodes.facts import Facts
 from nodes.models import Node, Run, Step
 from nodes.recipes import Satisfied
@@ -93,6 +93,7 @@ def replace(deployment: Deployment, by: User | None) -> Run:
             runs.cancel(waiting, _("replaced on request"))
         chosen, old = forecast(deployment), list(_standing(deployment))
         new = placing.beside(deployment)
+        sight.check(rollout.nodes_of(deployment, new))
         stages = _stages(deployment, chosen, old, new)
         named = {"old": [one.pk for one in old], "new": [one.pk for one in new], "way": str(chosen)}
         return runs.start("replace", deployment.subject, stages, by, **named)
@@ -153,13 +154,22 @@ def _replaced(run: Run, ok: bool, reason: str) -> None:
     deployment = Deployment.objects.get(pk=run.about.partition(":")[2])
     mine = Replica.objects.filter(deployment=deployment)
     if ok:
-        mine.filter(pk__in=run.options["old"]).delete()
+        _forget(list(mine.filter(pk__in=run.options["old"]).select_related("node", "server")))
     else:
         _give_up(list(mine.filter(pk__in=run.options["new"])), list(mine.filter(pk__in=run.options["old"])), reason)
     mending.assess(deployment)
     if not ok and not mine.filter(state__in=(ReplicaState.READY, *COMING_BACK)).exists():
         deployment.move(DeploymentState.FAILED, reason)
     transaction.on_commit(routes.poke)
+
+
+def _forget(old: list[Replica]) -> None:
+    """The old ones are gone; one on a node out of sight is ended once that is back, and kept until then."""
+    for replica in old:
+        if replica.server is not None and replica.server.state in JOB_ACTIVE:
+            replica.move(ReplicaState.FAILED, sight.left(replica.node))
+        else:
+            replica.delete()
 
 
 def _give_up(new: list[Replica], old: list[Replica], reason: str) -> None:

@@ -16,6 +16,7 @@ from django.utils.translation import ngettext
 
 from controlplane.forms import DeckForm
 from controlplane.problems import Problem
+from deployments import aliases
 from deployments.commands import checked
 from deployments.hub.source import Hub, HubModel
 from deployments.models import Deployment
@@ -145,9 +146,11 @@ class DeploymentForm(DeckForm):
             raise ValidationError(
                 _("A name has small letters, digits, hyphens and underscores only, for example qwen2.5-14b.")
             )
-        if self.editing is None and Deployment.objects.filter(name=name).exists():
-            said = _("A deployment named %(name)s exists already. Choose another name.")
-            raise ValidationError(said % {"name": name})
+        if self.editing is None:
+            try:
+                aliases.check_free(name)
+            except Problem as taken:
+                raise ValidationError(str(taken)) from taken
         return name
 
     def clean_extra(self) -> dict[str, Any]:

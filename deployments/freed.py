@@ -15,6 +15,7 @@ from deployments.states import REPLICA_AT_REST
 from nodes import preparation
 from nodes.facts import Facts
 from nodes.models import Node
+from nodes.states import NodeState
 from nodes.telemetry import store
 from nodes.telemetry.sample import INDEX, USED
 
@@ -26,9 +27,9 @@ _NOTABLE = 64 * _MIB
 
 
 def hosts_of(replica: Replica) -> list[Node]:
-    """The nodes whose memory the replica uses."""
+    """The nodes whose memory the replica uses, as far as they are in sight."""
     names = {place["host"] for place in replica.placement} or {replica.node.name}
-    return list(Node.objects.filter(name__in=names))
+    return list(Node.objects.filter(name__in=names).exclude(state=NodeState.UNREACHABLE))
 
 
 def remember(replica: Replica) -> None:

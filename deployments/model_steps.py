@@ -66,6 +66,7 @@ def _fetched(hub: HubModel, node: Node) -> Command | Satisfied:
         return Satisfied(place)
     way = access(hub.hub)
     found = client.listing(way, hub)
+    _check_room(node, place, f"{place}.partial", found.size)
     files = [{**file._asdict(), "url": client.file_url(way, hub, found.commit, file.path)} for file in found.files]
     return models.fetched(site, place, {"model": hub.id, "commit": found.commit, "files": files}, way.token)
 
@@ -79,7 +80,8 @@ def _copy(step: Step) -> Command | Satisfied:
             _("%(place)s on %(node)s changed while it was being compared.") % {"place": place, "node": source.name},
             _("Start again once nobody writes to it."),
         )
-    if _files(step.node, place) == there:
+    here = _files(step.node, place)
+    if here == there:
         return Satisfied(_("the same as on %(node)s") % {"node": source.name})
     if source.kind == Node.Kind.LOCAL or step.node.kind == Node.Kind.LOCAL:
         raise Problem(
@@ -87,7 +89,23 @@ def _copy(step: Step) -> Command | Satisfied:
             % {"place": place, "node": step.node.name},
             _("Copy it there by hand, or make a cluster of servers that are reached over SSH."),
         )
+    _check_room(step.node, place, "", sum(size for name, size, digest in there if (name, size, digest) not in here))
     return models.copied(place, there, [*_SSH, inner_address(source)])
+
+
+def _check_room(node: Node, place: str, begun: str, size: int) -> None:
+    """Raises `Problem` where the disk is too small for what is still to come, before any of it is fetched."""
+    try:
+        free, there = models.parse_room(ask(shared_host(node), models.room(place, begun)).text)
+    except ValueError:  # a df or du that nobody knows: the program that fetches looks too
+        return
+    if free < size - there:
+        names = {"needed": (size - there) / 2**30, "place": place, "node": node.name, "free": free / 2**30}
+        what = _("The model needs %(needed).1f GiB more for %(place)s, and %(node)s has %(free).1f GiB free there.")
+        raise Problem(
+            what % names,
+            _("Free space there, or put the model into a directory on a bigger disk and give that path."),
+        )
 
 
 def _source(step: Step) -> Node:
@@ -96,7 +114,7 @@ def _source(step: Step) -> Node:
 
 def _files(node: Node, place: str) -> Files:
     """The model's files on the node, as far as their checksums are known; none where there is no such directory."""
-    answer = ask(shared_host(node), models.listed(place), timeout=60)
+    answer = ask(shared_host(node), models.listed(preparation.site(node), place), timeout=60)
     try:
         return models.listing(answer.text)
     except (ValueError, KeyError, TypeError) as error:

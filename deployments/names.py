@@ -10,7 +10,7 @@ LONGEST = 120
 
 
 class Alias(models.Model):
-    """A name that leads to a deployment. A deployment of that name, made later, goes before it."""
+    """A name that leads to a deployment. No deployment is made with it while it does."""
 
     name = models.CharField(max_length=LONGEST, unique=True)
     deployment = models.ForeignKey("deployments.Deployment", on_delete=models.CASCADE, related_name="aliases")

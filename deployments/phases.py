@@ -29,8 +29,8 @@ PHASES: Mapping[str, Promise] = {
     "weights": _("Loading the weights"),
     "compiling": _("Compiling the model"),
     "memory": _("Measuring the memory for the KV cache"),
-    "graphs": _("Capturing CUDA graphs"),
     "warm-up": _("Warming up"),
+    "graphs": _("Capturing CUDA graphs"),
     "listening": _("Opening the endpoint"),
     "started": _("The server has started"),
 }
@@ -84,9 +84,10 @@ SIGNS = (
     _sign("memory", 76, r"Estimated CUDA graph memory"),
     _sign("memory", 78, r"Available KV cache memory"),
     _sign("memory", 80, r"(?:GPU|CPU) KV cache size"),
-    _sign("graphs", 80, r"Capturing CUDA graph[^:]*:\s+(\d+)%", until=93),
+    _sign("warm-up", 81, r"[Ww]arming up model|Autotuning process starts"),
+    _sign("graphs", 82, r"Capturing CUDA graph[^:]*:\s+(\d+)%", until=93),
     _sign("graphs", 93, r"Graph capturing finished"),
-    _sign("warm-up", 95, r"init engine \(profile, create kv cache, warmup model\) took"),
+    _sign("listening", 95, r"init engine \(profile, create kv cache, warmup model\) took"),
     _sign("listening", 97, r"Supported tasks:|Starting vLLM server on"),
     _sign("started", STARTED, r"Application startup complete"),
 )

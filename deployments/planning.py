@@ -187,13 +187,20 @@ def _within(spec: Spec, model: ModelConfig, stands: Ground, asked: Wishes) -> Pl
     """The plan; for processes without Ray one in which no copy leaves its host."""
     outcome = plan(model, stands.free, asked, stands.gbps)
     if spec.executor != Deployment.Executor.MP or not _crosses(outcome):
-        return outcome
+        return _with_executor(outcome, spec)
     alone = (plan(model, [host], asked, stands.gbps) for host in stands.free)
     best = max(alone, key=lambda one: (one.feasible, one.tokens_per_second, one.kv_tokens))
     if best.feasible:
-        return best
+        return _with_executor(best, spec)
     said = _("No single host holds a copy, and processes without Ray stay on one host.")
     return Plan(problems=(said, *best.problems), nearest=best.nearest, alternatives=outcome.alternatives)
+
+
+def _with_executor(outcome: Plan, spec: Spec) -> Plan:
+    """The plan with the executor that its servers are started with: Ray counts the GPUs of one host as well."""
+    if "distributed-executor-backend" not in outcome.flags:
+        return outcome
+    return replace(outcome, flags={**outcome.flags, "distributed-executor-backend": executor_for(spec, outcome)})
 
 
 def _crosses(outcome: Plan) -> bool:

@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from deployments import planning, rollout
+from deployments import aliases, planning, rollout
 from deployments.kept import Revision
 from deployments.models import Deployment
 from deployments.planning import Planned, spec_of
@@ -76,7 +76,7 @@ def earlier(deployment: Deployment, number: int) -> Spec:
 
 def clone(deployment: Deployment) -> Spec:
     """A specification like the deployment's under a name that is free, on a port of its own."""
-    taken = set(Deployment.objects.values_list("name", flat=True))
+    taken = aliases.all_names()
     names = (f"{deployment.name[:58]}-{number}" for number in range(2, len(taken) + 3))
     return replace(spec_of(deployment), name=next(name for name in names if name not in taken), port=None)
 

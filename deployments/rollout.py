@@ -17,11 +17,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import model_steps, placing, planning
+from deployments import aliases, model_steps, placing, planning
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import AT_REST, SERVING, DeploymentState, ReplicaState
-from nodes import clusters, ending, preparation, registration, runs
+from nodes import clusters, ending, preparation, registration, runs, sight
 from nodes.clusters_address import members
 from nodes.models import Cluster, Node, Run
 from nodes.recipes.ray import port_plan
@@ -44,9 +44,8 @@ def create(
 
 
 def check_new(name: str, head: Node, port: int | None) -> None:
-    """Raise `Problem` for a name that another deployment has, or a port that one on this head has."""
-    if Deployment.objects.filter(name=name).exists():
-        raise Problem(_("A deployment named %(name)s exists already.") % {"name": name}, _("Choose another name."))
+    """Raise `Problem` for a name that requests use already, or a port that one on this head has."""
+    aliases.check_free(name)
     taken = {d.port: d.name for d in Deployment.objects.filter(cluster__head=head)}
     if port in taken:
         raise Problem(
@@ -62,9 +61,13 @@ def _free_port(taken: set[int]) -> int:
 
 
 def start(deployment: Deployment, by: User | None) -> Run:
-    """Roll the deployment out, by a plan of now. Raises `Problem` when it cannot start from its present state."""
+    """Roll the deployment out, by a plan of now. Raises `Problem` when it cannot start from its present state.
+
+    A node that it needs and that cannot be reached is named at once.
+    """
     _check_server_is_gone(deployment)
     if deployment.fresh().state in AT_REST:
+        sight.check([deployment.cluster.head])  # it is asked for the model's files
         planning.renew(deployment)
     with transaction.atomic():
         state = deployment.fresh().state
@@ -91,11 +94,13 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 
 def _rollout_stages(deployment: Deployment, replicas: Sequence[Replica]) -> Stages:
     """The same environment everywhere first; "room" then looks at each node once more."""
-    prepare = preparation.prepare_stages(*_nodes(deployment, replicas))[:-1]
+    nodes = nodes_of(deployment, replicas)
+    sight.check(nodes)
+    prepare = preparation.prepare_stages(*nodes)[:-1]
     return [*prepare, *start_stages(deployment, replicas)]
 
 
-def _nodes(deployment: Deployment, replicas: Sequence[Replica]) -> list[Node]:
+def nodes_of(deployment: Deployment, replicas: Sequence[Replica]) -> list[Node]:
     """The nodes that these replicas need: with Ray all of the cluster, the head first."""
     if _by_ray(replicas):
         return members(deployment.cluster)
@@ -115,7 +120,7 @@ def start_stages(
     Nodes must be prepared. With ``again_without`` the replicas ran before: their model is there, and the nodes without
     which it has to do now are left alone.
     """
-    nodes = [node for node in _nodes(deployment, replicas) if node not in (again_without or ())]
+    nodes = [node for node in nodes_of(deployment, replicas) if node not in (again_without or ())]
     stages = model_steps.stages(deployment, nodes) if again_without is None else []
     stages = [*stages, [("room", node) for node in nodes]]
     if _by_ray(replicas):
@@ -127,33 +132,71 @@ def start_stages(
 
 
 def stop(deployment: Deployment, by: User | None) -> Run:
-    """Stop the model server, and Ray if nothing else uses it. A rollout under way is given up."""
+    """Stop the model server, and Ray if nothing else uses it. A rollout under way is given up.
+
+    What runs on a node out of sight does not keep the others waiting: it is stopped when the node is back.
+    """
     with transaction.atomic():
         for run in Run.objects.filter(about=deployment.subject).exclude(state__in=FINISHED):
             runs.cancel(run, _("stopped on request"))
         if not deployment.move(DeploymentState.STOPPING):
             raise Problem(
                 _("%(name)s is not running.") % {"name": deployment.name}, _("There is nothing to stop."))
-        servers = deployment.replicas.select_related("node").exclude(state=ReplicaState.STOPPED)
-        ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
-        for replica in servers:
-            replica.move(ReplicaState.STOPPING)
-        ray: list[runs.Planned] = [("stop-ray", node) for node in members(deployment.cluster)]
-        run = runs.start("stop", deployment.subject, [ends, ray], by)
+        run = _begin_stop(deployment, by)
     transaction.on_commit(routes.poke)
     return run
 
 
+def _begin_stop(deployment: Deployment, by: User | None) -> Run:
+    servers = deployment.replicas.select_related("node").exclude(state=ReplicaState.STOPPED)
+    ends: list[runs.Planned] = [("stop-server", one.node, one.subject) for one in servers]
+    for replica in servers:
+        replica.move(ReplicaState.STOPPING)
+    ray: list[runs.Planned] = [("stop-ray", node) for node in members(deployment.cluster)]
+    return runs.start("stop", deployment.subject, [ends, ray], by)
+
+
+def go_on_stopping(deployment: Deployment) -> Run | None:
+    """Stop what a stop had to leave, once the nodes that were out of sight are back."""
+    if _busy(deployment) or deployment.fresh().state != DeploymentState.STOPPING or sight.away(_left(deployment)):
+        return None
+    try:
+        with transaction.atomic():
+            return _begin_stop(deployment, None)
+    except Problem:
+        return None  # somebody else was faster
+
+
+def _left(deployment: Deployment) -> list[Node]:
+    """The nodes on which a server of it still runs, as far as it was seen."""
+    return list({one.node_id: one.node for one in deployment.replicas.filter(server__state__in=JOB_ACTIVE)}.values())
+
+
 def delete(deployment: Deployment, by: User | None) -> None:
-    """Forget a deployment that is not running. Raises `Problem` while it is."""
-    if deployment.fresh().state not in AT_REST:
+    """Forget a deployment that is not running. Raises `Problem` while it is.
+
+    What is left of it on nodes out of sight does not count: that is ended if they ever come back.
+    """
+    if not deletable(deployment.fresh()):
         raise Problem(_("%(name)s is still running.") % {"name": deployment.name}, _("Stop it first."))
-    _check_server_is_gone(deployment)
+    if len(sight.away(_left(deployment))) < len(_left(deployment)):
+        _check_server_is_gone(deployment)
     cluster = deployment.cluster
     deployment.delete()
     if not cluster.kept and not cluster.deployments.exists() and len(members(cluster)) == 1:
         cluster.delete()
     routes.poke()
+
+
+def deletable(deployment: Deployment) -> bool:
+    """Whether nothing is being done with it and nothing of it is in sight that runs."""
+    left = _left(deployment) if deployment.state == DeploymentState.STOPPING else []
+    stuck = bool(left) and len(sight.away(left)) == len(left) and not _busy(deployment)
+    return deployment.state in AT_REST or stuck
+
+
+def _busy(deployment: Deployment) -> bool:
+    return Run.objects.filter(about=deployment.subject).exclude(state__in=FINISHED).exists()
 
 
 def try_demo(by: User | None) -> Deployment:
@@ -203,10 +246,17 @@ def _rolled_out(run: Run, ok: bool, reason: str) -> None:
 
 
 def _stopped(run: Run, ok: bool, reason: str) -> None:
+    """Stopped is what is proved to be: with a server left on a node out of sight it goes on being stopped."""
     deployment = _about(run)
-    for replica in deployment.replicas.all():
+    left = _left(deployment) if ok else []
+    for replica in deployment.replicas.exclude(node__in=left):
         replica.move(ReplicaState.STOPPED if ok else ReplicaState.FAILED, reason)
-    deployment.move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
+    if left:
+        told = " ".join(map(sight.left, left))
+        Deployment.objects.filter(pk=deployment.pk, state=DeploymentState.STOPPING).update(reason=told)
+        deployment.poke()
+    else:
+        deployment.move(DeploymentState.STOPPED if ok else DeploymentState.FAILED, reason)
     transaction.on_commit(routes.poke)
 
 

@@ -82,3 +82,11 @@ def gap(deployment: Deployment) -> str:
         return str(WAYS[exchange.forecast(deployment)])
     except Problem as problem:
         return str(problem)
+
+
+def left(deployment: Deployment) -> str:
+    """What a stop could not end, since its node is out of sight: a model server, or Ray."""
+    if deployment.state == DeploymentState.STOPPING:
+        return deployment.reason
+    cluster = deployment.cluster
+    return cluster.reason if deployment.state == DeploymentState.STOPPED and cluster.state == "stopping" else ""

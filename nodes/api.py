@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
@@ -60,16 +60,25 @@ class HostKeyOut(Schema):
     line: str
 
 
-class Login(Schema):
+class SignInWith(Schema):
+    """How to sign in this once; what is given is forgotten afterwards."""
+
+    password: Text = ""
+    private_key: Text = ""
+    passphrase: Text = ""
+
+    def method(self) -> str:
+        """As the page's form has it."""
+        return "key" if self.private_key else "password"
+
+
+class Login(SignInWith):
     """Where a server is, and how to sign in to it this once."""
 
     name: Line
     address: Line
     port: int = Field(22, ge=1, le=65535)
     user: Line
-    password: Text = ""
-    private_key: Text = ""
-    passphrase: Text = ""
 
 
 class NodeNew(Login):
@@ -107,7 +116,8 @@ class RunDetail(RunOut):
     steps: list[StepOut]
 
 
-def _summary(node: Node) -> dict[str, Any]:
+def summary(node: Node) -> dict[str, Any]:
+    """A node as the API has it, in short."""
     facts = node.facts
     gpus = [Gpu(index=gpu.index, name=gpu.name, memory_total=gpu.memory_total_mib << 20) for gpu in facts.gpus]
     return {
@@ -145,7 +155,7 @@ def _named(name: str) -> Node:
 @router.get("/nodes", response={200: Listed[NodeOut], **FAILURES}, tags=["nodes"])
 def nodes(request: HttpRequest, window: Query[Window]) -> dict[str, Any]:
     found = Node.objects.select_related("cluster")
-    return listed(found, window, lambda node: NodeOut(**_summary(node)))
+    return listed(found, window, lambda node: NodeOut(**summary(node)))
 
 
 @router.post("/nodes/host-key", response={200: HostKeyOut, **FAILURES}, tags=["nodes"])
@@ -160,13 +170,12 @@ def host_key(request: HttpRequest, login: Login) -> HostKeyOut:
 def register(request: HttpRequest, login: NodeNew) -> Status[NodeOut]:
     """Sign in to the server that holds the approved host key, and make it a node. What was typed is forgotten."""
     user = needs(request, OPERATOR).user
-    return Status(201, NodeOut(**_summary(registration.register(_login(login), login.host_key, user))))
+    return Status(201, NodeOut(**summary(registration.register(_login(login), login.host_key, user))))
 
 
 def _login(login: Login) -> registration.Login:
     """Looked at as the page's form looks at it."""
-    method = "key" if login.private_key else "password"
-    form = NodeForm(login.dict(exclude={"host_key"}) | {"method": method})
+    form = NodeForm(login.dict(exclude={"host_key"}) | {"method": login.method()})
     checked(form)
     return form.login()
 
@@ -175,13 +184,23 @@ def _login(login: Login) -> registration.Login:
 def node(request: HttpRequest, name: Path[Name]) -> NodeDetail:
     found = _named(name)
     more = {"created_at": found.created_at, "facts_at": found.facts_at, "facts": found.facts_json}
-    return NodeDetail(**_summary(found), **more)
+    return NodeDetail(**summary(found), **more)
 
 
-@router.delete("/nodes/{name}", response={204: None, **FAILURES}, tags=["nodes"])
-def forget(request: HttpRequest, name: Path[Name]) -> Status[None]:
-    removal.forget(_named(name), needs(request, ADMIN).user)
-    return Status(204, None)
+class Leaving(Schema):
+    what: Literal["leave", "ours", "all"] = Field(
+        "leave", description="leave everything there; or take away what is ours, or the models too, as a run"
+    )
+
+
+@router.delete("/nodes/{name}", response={202: RunOut, 204: None, **FAILURES}, tags=["nodes"])
+def remove(request: HttpRequest, name: Path[Name], leaving: Query[Leaving]) -> Status[RunOut] | Status[None]:
+    """Take the node out of Quarterdeck: at once, leaving the server as it is but for our key, or as a run."""
+    user = needs(request, ADMIN).user
+    if leaving.what == "leave":
+        removal.forget(_named(name), user)
+        return Status(204, None)
+    return Status(202, tell_run(removal.remove(_named(name), user, models=leaving.what == "all")))
 
 
 @router.post("/nodes/{name}/check", response={202: RunOut, **FAILURES}, tags=["nodes"])

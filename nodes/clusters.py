@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from nodes import preparation, runs, signals
+from nodes import preparation, runs, sight, signals
 from nodes.clusters_address import address_in, members
 from nodes.clusters_room import foreign_leftovers
 from nodes.clusters_steps import as_members, change, note_stopped, running
@@ -120,6 +120,7 @@ def ray_stages(nodes: Sequence[Node]) -> list[list[Planned]]:
 def form(cluster: Cluster, by: User | None) -> Run:
     """Start Ray on the head and have the others join it. It then runs until it is dissolved."""
     nodes = members(cluster)
+    sight.check(nodes)
     as_members(nodes)  # raises where one has no address in the cluster's network
     prepare = preparation.prepare_stages(*nodes)[:-1]  # "ray-room" looks at each node once more
     room: list[Planned] = [("ray-room", node) for node in nodes]
@@ -159,11 +160,14 @@ def join(cluster: Cluster, node: Node, by: User | None) -> Run | None:
     check_free(node)
     if cluster.network:
         address_in(node, cluster.network)
+    up = cluster.fresh().state not in AT_REST
+    if up:
+        sight.check([cluster.head, node])
     with transaction.atomic():
         if node.cluster is not None:
             node.cluster.delete()
         Node.objects.filter(pk=node.pk).update(cluster=cluster)
-        if cluster.fresh().state in AT_REST:
+        if not up:
             return None
         room: list[Planned] = [("ray-room", node)]
         stages = [*preparation.prepare_stages(node)[:-1], room, *ray_stages([cluster.head, node])]
@@ -259,6 +263,9 @@ def _dissolved(run: Run, ok: bool, reason: str) -> None:
         note_stopped(cluster)
         if not ok:
             change(cluster, ClusterState.FAILED, reason)
+        elif still := [node for node in members(cluster) if running(node)]:  # `clusters_care` ends it
+            told = " ".join(map(sight.left, still))
+            Cluster.objects.filter(pk=cluster.pk, state=ClusterState.STOPPING).update(reason=told)
 
 
 def _joined(run: Run, ok: bool, reason: str) -> None:

@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 
 from controlplane import streams
 from controlplane.problems import Problem
-from nodes import clusters_view, ending, logs, preparation, runs, signals
+from nodes import clusters_view, ending, logs, preparation, runs, sight, signals
 from nodes.clusters_address import inner_address, members
 from nodes.clusters_view import Member, View
 from nodes.hosts import shared_host
@@ -288,7 +288,8 @@ def ray_ended(step: Step) -> Done | Waiting:
     """As any job's end; then what Ray left in its temporary directory goes too."""
     over = ending.ended(step, step.node.ray)
     if isinstance(over, Done):
-        ask(shared_host(step.node), ray.clean_up(preparation.site(step.node)))
+        if not sight.is_away(step.node):
+            ask(shared_host(step.node), ray.clean_up(preparation.site(step.node)))
         note_stopped(cluster_of(step.node))
     return over
 

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 
 from controlplane import streams
 from controlplane.problems import Problem
-from nodes import runs, tasks
+from nodes import runs, sight, tasks
 from nodes.models import Job, Step
 from nodes.recipes import Satisfied
 from nodes.runs import Done, Waiting
@@ -24,16 +24,23 @@ _SECONDS = 30
 
 
 def begin_end(job: Job | None) -> Satisfied | Waiting:
-    """Ask all processes of a job to end; the beginning of a step."""
+    """Ask all processes of a job to end; the beginning of a step. Where its node is out of sight, that comes later."""
+    if job is not None and job.state in JOB_ACTIVE and sight.is_away(job.node):
+        return Satisfied(sight.left(job.node))
     if job is None or (runs.end_job(job, "TERM") == 0 and job.state not in JOB_ACTIVE):
         return Satisfied(_("not running"))
     return Waiting(_("asked it to end"))
 
 
 def ended(step: Step, job: Job | None) -> Done | Waiting:
-    """Over when no process is left. TERM alone is not enough: a vLLM that is starting can ignore it for ever."""
+    """Over when no process is left. TERM alone is not enough: a vLLM that is starting can ignore it for ever.
+
+    Over as well once the node is out of sight: others need not wait, and whoever looks after jobs ends this one later.
+    """
     if job is None:
         return Done()
+    if sight.is_away(job.node):
+        return Done(sight.left(job.node))
     late = step.started_at is not None and timezone.now() - step.started_at > GRACE
     runner_is_gone = job.fresh().state not in JOB_ACTIVE
     if (late or runner_is_gone) and runs.end_job(job, "KILL") == 0 and runner_is_gone:

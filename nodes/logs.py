@@ -18,7 +18,7 @@ from nodes.models import ArchivedLog, Job, Node
 from nodes.remote import job as remote_job
 from nodes.remote.errors import HostProblem
 from nodes.remote.host import ask
-from nodes.states import JOB_ACTIVE
+from nodes.states import JOB_ACTIVE, NodeState
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,17 @@ def times(job: Job, start: int, end: int) -> Times:
 
 def read_all(job: Job, start: int = 0, end: int | None = None) -> Iterator[bytes]:
     """The log from ``start`` as far as it goes now, or to ``end``, in pieces; what is not kept any more is left out."""
+    return (chunk.data for chunk in pieces(job, start, end))
+
+
+def pieces(job: Job, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    """As `read_all`, each piece with where it begins."""
     position = start
     while end is None or position < end:
         chunk = read(job, position, PIECE if end is None else min(PIECE, end - position))
         if not chunk.data or (end is not None and chunk.start >= end):
             return
-        yield chunk.data
+        yield chunk if end is None else Chunk(chunk.start, chunk.data[: end - chunk.start], chunk.at)
         position = chunk.end
 
 
@@ -96,6 +101,7 @@ def sweep(limit: int = 200) -> int:
     """
     long_ago = timezone.now() - timedelta(days=settings.LOG_DAYS)
     over = Job.objects.exclude(state__in=JOB_ACTIVE).filter(ended_at__lt=long_ago, swept=False)
+    over = over.exclude(node__state=NodeState.UNREACHABLE)  # dead servers' would come first for ever
     jobs = list(over.select_related("node").order_by("ended_at")[:limit])
     return sum(_swept(node, [job for job in jobs if job.node_id == node.pk]) for node in {job.node for job in jobs})
 

@@ -19,6 +19,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from controlplane.lifecycle import Lifecycle
+from controlplane.problems import Problem
 from controlplane.templatetags.deck import gib, mib_as_gib
 from nodes import runs
 from nodes.facts import Facts, Interface
@@ -202,6 +203,17 @@ def changed_key(node: Node) -> ChangedKey | None:
         return changed_key(node.jump) if node.jump else None
     offered = host.offered_host_key
     return ChangedKey(host, fingerprint(host.host_key), fingerprint(offered), key_file(offered))
+
+
+def shown_with(node: Node, fingerprint: str) -> Node | Bastion:
+    """The host whose changed key was shown to a person with this fingerprint. Raises `Problem` if it is another now."""
+    changed = changed_key(node)
+    if changed is None or changed.offered != fingerprint:
+        raise Problem(
+            gettext("The host shows yet another key by now."),
+            gettext("Reload the page and compare the new fingerprint."),
+        )
+    return changed.host
 
 
 def fingerprint(key_line: str) -> str:

@@ -31,8 +31,8 @@ from nodes.remote import ssh
 from nodes.remote.errors import HostKeyChanged, SignInRefused
 from nodes.remote.ssh import HostKey, SshHost
 
-#: Servers that are worked on at the same time; each costs a thread and, for moments, a core.
-AT_ONCE = 24
+#: Servers that are worked on at the same time; each costs a thread, and one that is mute nothing else for seconds.
+AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,14 @@ def register_many(
 
 
 # --- a changed host key -----------------------------------------------------------------------------------------
+
+
+def approve(host: Node | Bastion, by: User | None) -> None:
+    """Pin the key that a node or jump host shows now, which a person compared."""
+    if isinstance(host, Node):
+        approve_new_key(host, by)
+    else:
+        approve_new_bastion_key(host, by)
 
 
 def approve_new_key(node: Node, by: User | None) -> None:

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from nodes import access, clusters, preparation, runs
+from nodes import access, acquaintances, clusters, preparation, runs
 from nodes.hosts import close_shared, jump_host, shared_host
 from nodes.models import Bastion, Node, Run, Step
 from nodes.recipes import Satisfied
@@ -21,18 +21,21 @@ from nodes.remote.host import ask
 from nodes.runs import Done, StepKind, Story
 from nodes.states import JOB_ACTIVE, NodeState
 
-_KINDS = ("facts", "remove-hosts", "remove-trust", "remove-files", "remove-key")
+_KINDS = ("remove-hosts", "remove-trust", "remove-files", "remove-key")
 
 
 def remove(node: Node, by: User | None, *, models: bool) -> Run:
     """Take everything of ours off the server, with or without the models, and then the node out of Quarterdeck.
 
-    Raises `Problem` while it is used, or something else is being done to it.
+    Other nodes that know it by name, and are in sight, forget it first. Raises `Problem` while it is used, or something
+    else is being done to it.
     """
     _check_unused(node)
     clusters.check_free(node)
     with transaction.atomic():
-        run = runs.start("remove", node.subject, [[(kind, node)] for kind in _KINDS], by, models=models)
+        own: list[list[runs.Planned]] = [[(kind, node)] for kind in _KINDS]
+        stages: list[list[runs.Planned]] = [[("facts", node)], *acquaintances.stages(node), *own]
+        run = runs.start("remove", node.subject, stages, by, models=models)
         if not node.move(NodeState.REMOVING):
             raise Problem(
                 _("Something else is already being done here."), _("Wait for it to end, then try again."))
@@ -45,6 +48,12 @@ def forget(node: Node, by: User | None) -> None:
     if node.kind == Node.Kind.SSH:
         _take_key_away(node)
     _delete(node)
+
+
+def has_failed(node: Node) -> bool:
+    """Whether what was done to the node last was its removal, and failed."""
+    last = Run.objects.filter(about=node.subject).first()
+    return node.state == NodeState.FAILED and last is not None and last.story == "remove"
 
 
 def _check_unused(node: Node) -> None:

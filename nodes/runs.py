@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 #: How long a step waits for a host that cannot be reached before it fails with that reason.
 PATIENCE = timedelta(seconds=60)
+#: Steps of a stage that are worked on at the same time: those on mute hosts, seconds each, hold up no others.
+AT_ONCE = 64
 
 
 class Done(NamedTuple):
@@ -228,7 +230,7 @@ def _each(work: Callable[[Step], None], steps: list[Step]) -> None:
         finally:
             connection.close()
 
-    with ThreadPoolExecutor(max_workers=min(16, len(steps))) as pool:
+    with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(steps))) as pool:
         list(pool.map(with_own_connection, steps))
 
 
@@ -244,6 +246,8 @@ def _work(step: Step) -> None:
             _finish(step, RunState.FAILED, endings.full_disk(step.node, str(error)) or error.told)
         else:
             log.warning("run %s: %s waits: %s", step.run_id, step, error)
+            told = {"why": error.what, "seconds": PATIENCE.total_seconds()}
+            _say(step, _("%(why)s It is tried again for up to %(seconds)d s.") % told)
     except Problem as error:
         _finish(step, RunState.FAILED, error.told)
     except Exception as error:
@@ -251,7 +255,8 @@ def _work(step: Step) -> None:
         if _troubled(step) > PATIENCE.total_seconds():
             _finish(step, RunState.FAILED, _unexpected(error))
     else:
-        streams.client().delete(f"trouble:{step.pk}")
+        if streams.client().delete(f"trouble:{step.pk}"):  # what was said of it is over, unless something else was said
+            Step.objects.filter(pk=step.pk, reason=step.reason).exclude(state__in=FINISHED).update(reason="")
 
 
 def _troubled(step: Step) -> float:

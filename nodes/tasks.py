@@ -17,7 +17,7 @@ from controlplane import streams
 from nodes import logs, runs, signals
 from nodes.models import Batch, Job
 from nodes.remote.errors import HostProblem
-from nodes.states import JOB_ACTIVE
+from nodes.states import JOB_ACTIVE, NodeState
 from nodes.telemetry import history
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ def keep_logs() -> None:
     """Keep the logs of ended jobs whose end nobody was told of, a few at a time."""
     lately = timezone.now() - timedelta(days=1)
     ended = Job.objects.exclude(state__in=JOB_ACTIVE).filter(ended_at__gt=lately, log_size__gt=0)
+    ended = ended.exclude(node__state=NodeState.UNREACHABLE)  # dead servers' would come first for ever
     for job in ended.filter(archive__isnull=True).select_related("node")[:20]:
         try:
             logs.archive(job)

@@ -11,12 +11,11 @@ from django.shortcuts import get_object_or_404, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
-from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR, SignedIn, role_required
 from controlplane.views import go
-from nodes import preparation, registration, removal
+from nodes import acquaintances, preparation, registration, removal
 from nodes.models import Node, Run
-from nodes.pages import changed_key, fact_rows, fingerprint, sources, stories
+from nodes.pages import changed_key, fact_rows, fingerprint, shown_with, sources, stories
 from nodes.preflight import findings
 
 
@@ -42,6 +41,8 @@ def node(request: HttpRequest, name: str) -> HttpResponse:
         "findings": findings(found.facts) if found.facts_at else [],
         "pinned": fingerprint(found.host_key),
         "changed": changed_key(found),
+        "removal_failed": removal.has_failed(found),
+        "knowing": acquaintances.of(found) if found.facts.blocks else None,
     }
     return render(request, "nodes/detail.html", page)
 
@@ -67,16 +68,9 @@ def check(request: SignedIn, name: str) -> HttpResponse:
 def approve_key(request: SignedIn, name: str) -> HttpResponse:
     """Pin the key the host shows now, if it still is the one whose fingerprint the admin saw."""
     found = get_object_or_404(Node, name=name)
-    changed = changed_key(found)
-    if changed is None or request.POST.get("fingerprint") != changed.offered:
-        raise Problem(
-            _("The host shows yet another key by now."), _("Reload the page and compare the new fingerprint.")
-        )
-    if isinstance(changed.host, Node):
-        registration.approve_new_key(changed.host, request.user)
-    else:
-        registration.approve_new_bastion_key(changed.host, request.user)
-    messages.success(request, _("The new key of %(name)s is pinned.") % {"name": str(changed.host)})
+    host = shown_with(found, request.POST.get("fingerprint", ""))
+    registration.approve(host, request.user)
+    messages.success(request, _("The new key of %(name)s is pinned.") % {"name": str(host)})
     return go(request, found)
 
 

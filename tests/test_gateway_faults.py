@@ -257,6 +257,21 @@ async def test_a_model_that_dies_in_mid_stream_leaves_whole_events_and_an_error_
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "model_broke_off"
 
 
+@pytest.mark.parametrize("rest", [b"zz\r\nnonsense\r\n", b"5\r\nabc", b"ffffffffffffffff1\r\n", b"\x00" * 100])
+async def test_a_model_that_sends_garbage_in_mid_stream_leaves_whole_events_and_an_error_event(rest: bytes) -> None:
+    async def turns(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await server.send(writer, upstream.HEAD % b"text/event-stream" + upstream.chunk(upstream.token("Ada")) + rest)
+        writer.close()
+
+    async with stand_in(turns) as server, client_of((world := World(m=server.port)).gateway()) as client:
+        answer = await client.post(CHAT, json=prompt(stream=True))
+    first, last = answer.content.split(b"\n\n", 1)
+    assert first + b"\n\n" == upstream.token("Ada")
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "model_broke_off"
+    (count,) = world.counted.values()
+    assert (count.requests, count.errors, count.completion_tokens) == (1, 1, 1)
+
+
 async def test_a_model_that_dies_in_the_middle_of_a_whole_answer_does_not_pass_for_complete() -> None:
     async def dies(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
         await server.send(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")

@@ -43,6 +43,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/v1/score": {"id": "s1", "object": "list", "model": "m", "data": [{"index": 0, "object": "score", "score": 0.5}]},
     "/classify": {"id": "y1", "object": "list", "model": "m", "data": []},
     "/pooling": {"id": "p1", "object": "list", "model": "m", "data": []},
+    "/v1/chat/completions/batch": {"id": "b1", "object": "chat.completion.batch", "choices": []},
+    "/v1/chat/completions/render": {"prompt_token_ids": [1, 2]},
+    "/v1/completions/render": {"prompt_token_ids": [3]},
+    "/v1/messages/render": {"prompt_token_ids": [4]},
+    "/v1/responses/render": {"prompt_token_ids": [5]},
+    "/v1/systemone": {"decision": "yes"},
+    "/generative_scoring": {"id": "g1", "object": "list", "model": "m", "data": []},
+    "/v2/embed": {"id": "e1", "embeddings": {"float": [[0.5]]}, "texts": ["Who?"]},
     "/v1/audio/transcriptions": {"text": "one two", "usage": {"type": "duration", "seconds": 2}},
     "/v1/audio/translations": {"text": "un deux"},
     "/v1/chat/completions": {
@@ -128,14 +136,60 @@ async def test_recordings(pair: Pair) -> None:
 
 @pytest.mark.parametrize("path", [
     "messages", "messages/count_tokens", "tokenize", "detokenize", "rerank", "score", "classify", "pooling",
+    "chat/completions/batch", "chat/completions/render", "completions/render", "messages/render", "responses/render",
+    "systemone", "generative_scoring", "embed",
 ])
 async def test_what_openais_client_has_no_method_for(path: str, pair: Pair) -> None:
     sent = {"model": "m", "prompt": "Who?", "x": [1, {"y": None}]}
     found = await pair.client.post(f"/{path}", body=sent, cast_to=object)
     own = pair.server.asked[0].line.split()[1]
-    assert own in (f"/v1/{path}", f"/{path}")
+    assert own in (f"/v1/{path}", f"/{path}", f"/v2/{path}")
     assert found == ANSWERS[own]
     assert pair.server.asked[0].json == sent
+
+
+async def test_what_a_model_of_another_kind_does_not_offer_is_said(pair: Pair) -> None:
+    async def other_kind(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await upstream.answer_json(server, writer, {"detail": "Not Found"}, "404 Not Found", (",", ":"))
+
+    pair.server.behaviour = other_kind
+    with pytest.raises(openai.NotFoundError, match="The model “m” does not offer /v1/audio/speech") as refused:
+        await pair.client.audio.speech.create(model="m", input="Who?", voice="alloy")
+    assert refused.value.code == "endpoint_not_offered"
+    pair.server.behaviour = own_404
+    with pytest.raises(openai.NotFoundError, match="no such adapter"):
+        await pair.client.embeddings.create(model="m", input="x")
+    assert await counted(pair) == (2, 2)
+
+
+async def own_404(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    await upstream.answer_json(server, writer, {"error": {"message": "no such adapter"}}, "404 Not Found")
+
+
+async def counted(pair: Pair) -> tuple[int, int]:
+    """Requests and errors, once the gateway has written them down."""
+    await pair.gateway.close()
+    (count,) = pair.world.counted.values()
+    return count.requests, count.errors
+
+
+async def test_speech_comes_back_as_it_is(pair: Pair) -> None:
+    sound = bytes(range(256)) * 1000
+
+    async def speaks(server: StandIn, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await server.send(writer, upstream.HEAD % b"audio/wav" + upstream.chunk(sound) + upstream.END)
+
+    pair.server.behaviour = speaks
+    spoken = await pair.client.audio.speech.create(model="m", input="Who?", voice="alloy", response_format="wav")
+    assert spoken.content == sound
+
+
+async def test_responses_are_not_kept_and_that_is_said(pair: Pair) -> None:
+    with pytest.raises(openai.NotFoundError, match="Answers are not kept"):
+        await pair.client.responses.retrieve("resp_1")
+    with pytest.raises(openai.NotFoundError, match="Answers are not kept"):
+        await pair.client.responses.cancel("resp_1")
+    assert not pair.server.asked
 
 
 async def test_errors_of_the_model_server_keep_their_status_and_words(pair: Pair) -> None:

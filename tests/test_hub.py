@@ -134,8 +134,8 @@ def test_nobody_answers() -> None:
 
 def run(tmp_path: Path, command: Command, name: str = "job") -> tuple[int, str]:
     """As a job runs it: its files in its directory, its script; exit status and output."""
-    place = tmp_path / name
-    place.mkdir(exist_ok=True)
+    place = tmp_path / "jobs" / name
+    place.mkdir(parents=True, exist_ok=True)
     for file, content in {"run": job.run_script(command), **command.files}.items():
         (place / file).write_bytes(content)
     done = subprocess.run(["sh", str(place / "run")], capture_output=True, text=True, timeout=60,
@@ -164,7 +164,7 @@ def test_a_model_is_downloaded(tmp_path: Path, hub: StandInHub, address: str) ->
     status, output = fetch(tmp_path, address)
     assert status == 0, output
     assert content(tmp_path / "models" / "tiny") == {name: hub.files[name] for name in NEEDED}
-    printed = LocalHost().run(models.listed(str(tmp_path / "models" / "tiny"))).text
+    printed = LocalHost().run(models.listed(Site(str(tmp_path)), str(tmp_path / "models" / "tiny"))).text
     digests = {name: digest for name, _size, digest in models.listing(printed)}
     assert digests == {name: hub.digest(name) for name in NEEDED}
 
@@ -249,12 +249,12 @@ def test_a_model_is_copied_and_what_is_there_stays(tmp_path: Path, hub: StandInH
     (there / "weights.safetensors").write_bytes(weights)
     (here / "weights.safetensors.part").write_bytes(weights[:5000])
     assert run(tmp_path, models.summed(str(there)), "sums")[0] == 0
-    files = models.listing(LocalHost().run(models.listed(str(there))).text)
+    files = models.listing(LocalHost().run(models.listed(Site(str(tmp_path)), str(there))).text)
     status, output = run(tmp_path, models.copied(str(here), files, ELSEWHERE))
     assert status == 0, output
     assert "1 of 2 files to copy" in output
     assert content(here) == content(there)
-    assert models.listing(LocalHost().run(models.listed(str(here))).text) == files
+    assert models.listing(LocalHost().run(models.listed(Site(str(tmp_path)), str(here))).text) == files
 
 
 def test_a_file_that_differs_is_copied_again(tmp_path: Path) -> None:
@@ -264,9 +264,19 @@ def test_a_file_that_differs_is_copied_again(tmp_path: Path) -> None:
         (directory / "config.json").write_bytes(b"{}")
         (directory / "model.safetensors").write_bytes(data)
     run(tmp_path, models.summed(str(there)), "sums")
-    files = models.listing(LocalHost().run(models.listed(str(there))).text)
+    files = models.listing(LocalHost().run(models.listed(Site(str(tmp_path)), str(there))).text)
     assert run(tmp_path, models.copied(str(here), files, ELSEWHERE))[0] == 0
     assert (here / "model.safetensors").read_bytes() == b"right"
+
+
+def test_a_model_on_a_share_for_reading_only_is_compared_too(tmp_path: Path, model: Path) -> None:
+    beside = model.with_name(model.name + ".sums.json")
+    beside.unlink()
+    beside.with_name(beside.name + ".part").mkdir()  # nothing can be written there, not by root either
+    assert run(tmp_path, models.summed(str(model)), "again")[0] == 0
+    assert not beside.exists()
+    listed = models.listing(LocalHost().run(models.listed(Site(str(tmp_path)), str(model))).text)
+    assert [name for name, _size, digest in listed if digest] == ["config.json", "sub/weights.safetensors"]
 
 
 def test_checksums_are_computed_once(tmp_path: Path, model: Path) -> None:
@@ -274,7 +284,7 @@ def test_checksums_are_computed_once(tmp_path: Path, model: Path) -> None:
     assert (status, "0 to read" in output) == (0, True)
     (model / "config.json").write_bytes(b"{ }")
     assert "1 to read" in run(tmp_path, models.summed(str(model)), "changed")[1]
-    listed = models.listing(LocalHost().run(models.listed(str(model))).text)
+    listed = models.listing(LocalHost().run(models.listed(Site(str(tmp_path)), str(model))).text)
     assert [name for name, _size, digest in listed if digest] == ["config.json", "sub/weights.safetensors"]
 
 

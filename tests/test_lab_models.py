@@ -6,11 +6,12 @@ Hosts of the lab with real sshd, a stand-in hub on this machine; no engine: only
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import Lab, until
+from tests.lab import Host, Lab, until
 from tests.lab.deck import LabDeck
 from tests.support.stand_in_hub import StandInHub, serving
 
@@ -73,9 +74,28 @@ def deployment(deck: LabDeck) -> int:
 
 def brought(deck: LabDeck, deployment: int) -> dict[tuple[str, str], str]:
     """Bring the model to the nodes: (step, node) → its state. AssertionError where it fails."""
-    run = deck.finished(int(deck.do(_BRING, pk=deployment)), 90)
-    assert run["state"] == "done", run
-    return {(step["kind"], step["node"]): step["state"] for step in run["steps"]}
+    return outcome(deck, int(deck.do(_BRING, pk=deployment)))
+
+
+def outcome(deck: LabDeck, run: int) -> dict[tuple[str, str], str]:
+    """The same, of a run that was begun: each step once, and all of them well."""
+    done = deck.finished(run, 120)
+    assert done["state"] == "done", done
+    assert len({(step["kind"], step["node"]) for step in done["steps"]}) == len(done["steps"])
+    return {(step["kind"], step["node"]): step["state"] for step in done["steps"]}
+
+
+def break_everything(deck: LabDeck, lab: Lab) -> None:
+    """Kill worker and watch, and every SSH connection, Quarterdeck's own and those between the hosts; then be quick."""
+    deck.kill("celery")
+    deck.kill("manage.py", "watch")
+    for host in lab.hosts:
+        host.run("pkill -KILL -f '^sshd: [a-z]+@' || true")
+        host.restore()
+
+
+def size(host: Host, path: str) -> int:
+    return int(host.run(f"stat -c %s {path} 2>/dev/null || echo 0"))
 
 
 def sums(lab: Lab, place: str) -> set[str]:
@@ -88,7 +108,13 @@ def test_a_model_is_downloaded_once_copied_and_kept_the_same(
 ) -> None:
     deck.do(_MODEL, pk=deployment, model="hf:lab/tiny")
     place = "$HOME/.quarterdeck/models/hf--lab--tiny"
-    first = brought(deck, deployment)
+    lab["te1"].slow("30mbit")
+    run = int(deck.do(_BRING, pk=deployment))
+    part = f"{place}.partial/model-00001-of-00002.safetensors.part"
+    until(lambda: size(lab["te1"], part) > 1 << 20, 60, "te1 is downloading")
+    break_everything(deck, lab)
+    first = outcome(deck, run)
+    deck.jobs(*lab.hosts)
     assert first["model", "te1"] == first["model-copy", "te2"] == first["model-copy", "te3"] == "done"
     assert len(sums(lab, place)) == 1
     downloads = sum("/resolve/" in path and "config.json" not in path for path, _range, _token in hub[0].asked)
@@ -111,19 +137,52 @@ def test_a_directory_that_one_node_has_is_copied_to_the_others_and_goes_on_where
     lab["te1"].slow("60mbit")
     run = int(deck.do(_BRING, pk=deployment))
     part = f"{place}/w.safetensors.part"
-    until(lambda: int(lab["te2"].run(f"stat -c %s {part} 2>/dev/null || echo 0")) > 1 << 20, 60, "te2 is copying")
-    lab["te1"].run("pkill -KILL -f '^sshd: [a-z]+@notty' || true")
-    lab["te1"].slow("10gbit")
-    done = deck.finished(run, 90)
-    assert done["state"] == "done", done
+    until(lambda: size(lab["te2"], part) > 1 << 20, 60, "te2 is copying")
+    break_everything(deck, lab)
+    outcome(deck, run)
     assert len(sums(lab, place)) == 1
-    job = next(step["job"] for step in done["steps"] if (step["kind"], step["node"]) == ("model-copy", "te2"))
+    jobs = deck.jobs(*lab.hosts)
+    job = next(step["job"] for step in deck.run(run)["steps"] if (step["kind"], step["node"]) == ("model-copy", "te2"))
+    assert jobs[job]["state"] == "exited"
     assert "going on from" in deck.do(_LOG, pk=job)
 
 
-def test_a_disk_that_is_too_small_is_one_clear_sentence(lab: Lab, deck: LabDeck, deployment: int) -> None:
+def test_a_share_for_reading_only_is_compared_and_nothing_is_copied(
+    lab: Lab, deck: LabDeck, deployment: int
+) -> None:
+    deck.do(_MODEL, pk=deployment, model="/srv/share/m")
+    for host in lab.hosts:
+        host.run("mkdir -p /srv/share && mount -t tmpfs tmpfs /srv/share && mkdir /srv/share/m && cd /srv/share/m &&"
+                 " echo '{}' > config.json && echo same > w.safetensors && mount -o remount,ro /srv/share")
+    first = brought(deck, deployment)
+    assert first["model", "te1"] == first["model-copy", "te2"] == "done"
+    again = brought(deck, deployment)
+    assert again["model-copy", "te2"] == again["model-copy", "te3"] == "skipped"
+    for host in lab.hosts:
+        host.run("umount /srv/share")
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_copied(lab: Lab, deck: LabDeck, deployment: int) -> None:
     deck.do(_MODEL, pk=deployment, model="/srv/large")
-    lab["te1"].run("mkdir -p /srv/large && cd /srv/large && echo '{}' > config.json && truncate -s 20G w.safetensors")
+    lab["te1"].run("mkdir -p /srv/large && cd /srv/large && echo '{}' > config.json && truncate -s 2G w.safetensors")
+    lab["te2"].fill_disk(leave=1 << 30)
     run = deck.finished(int(deck.do(_BRING, pk=deployment)), 90)
+    lab["te2"].empty_disk()
     assert run["state"] == "failed"
-    assert "GiB free and the model needs 20.0 GiB more" in run["reason"]
+    assert re.search(r"The model needs 2\.0 GiB more for /srv/large, and te2 has 1\.0 GiB free", run["reason"])
+    copies = [step for step in run["steps"] if step["kind"] == "model-copy"]
+    assert [step["job"] for step in copies if step["node"] == "te2"] == [None]
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_downloaded(
+    lab: Lab, hub: tuple[StandInHub, str], deck: LabDeck, deployment: int
+) -> None:
+    deck.do(_MODEL, pk=deployment, model="hf:lab/tiny")
+    lab["te1"].run("rm -rf ~/.quarterdeck/models/hf--lab--tiny*")
+    asked = len(hub[0].asked)
+    lab["te1"].fill_disk(leave=20 << 20)
+    run = deck.finished(int(deck.do(_BRING, pk=deployment)), 90)
+    lab["te1"].empty_disk()
+    said = "The model needs 0.0 GiB more for /root/.quarterdeck/models/hf--lab--tiny, and te1 has 0.0 GiB free there"
+    assert said in run["reason"]
+    assert not [path for path, _range, _token in hub[0].asked[asked:] if "/resolve/" in path]

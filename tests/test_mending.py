@@ -14,11 +14,12 @@ from django.utils import timezone
 
 from controlplane import streams
 from controlplane.lifecycle import Event
-from deployments import canary, mending, server_page
+from controlplane.problems import Problem
+from deployments import canary, mending, rollout, server_page
 from deployments.models import Deployment, Replica
 from nodes import signals, tasks
 from nodes.models import Cluster, Job, Node, Run
-from nodes.runs import cancel
+from nodes.runs import advance, cancel
 from nodes.states import FINISHED, RunState
 from nodes.telemetry import store
 
@@ -219,7 +220,7 @@ def test_what_was_stopped_or_never_started_is_left_alone(deployment: Deployment,
     Deployment.objects.update(state=state)
     clock.on(hours=1)
     tick()
-    assert unfinished() is None
+    assert not Run.objects.exclude(story="stop").exists()
     assert told(deployment)[0] == state
 
 
@@ -500,3 +501,42 @@ def test_each_replica_is_looked_at_once_in_a_while(deployment: Deployment, sent:
     tick()
     tick()
     assert sent.count("look_at") == 2
+
+
+# --- stopped while a node is out of sight ---
+
+
+def test_a_stop_leaves_what_is_out_of_sight_says_so_and_goes_on_when_it_is_back(deployment: Deployment) -> None:
+    job = replica(deployment, 1).server
+    assert job is not None
+    job.move("exited", exit_status=0, log_size=0)
+    Node.objects.filter(name="te2").update(state="unreachable")
+    run = rollout.stop(deployment, None)
+    for step in run.steps.exclude(node__name="te2"):  # what was in sight is stopped
+        step.move("running")
+        step.move("done")
+    advance(run.pk)
+    left = "te2 cannot be reached; what runs there is ended as soon as it can be."
+    assert run.fresh().state == "done"
+    assert run.steps.get(kind="stop-server", node__name="te2").reason == left
+    assert (deployment.fresh().state, deployment.fresh().reason) == ("stopping", left)
+    assert [one.state for one in deployment.replicas.all()] == ["stopped", "stopping"]
+    tick()
+    assert Run.objects.filter(story="stop").count() == 1
+    Node.objects.filter(name="te2").update(state="ready")
+    tick()
+    again = Run.objects.filter(story="stop").latest("pk")
+    assert {step.node.name for step in again.steps.filter(kind="stop-server")} == {"te2"}
+
+
+def test_a_deployment_stuck_on_a_node_that_is_gone_for_good_can_be_deleted(
+    deployment: Deployment, sent: list[str]
+) -> None:
+    Deployment.objects.update(state="stopping")
+    with pytest.raises(Problem, match="qwen is still running"):
+        rollout.delete(deployment, None)
+    Node.objects.update(state="unreachable")
+    rollout.delete(deployment, None)
+    assert not Deployment.objects.exists()
+    tick()  # and what is left is ended if the node ever comes back
+    assert sent.count("end_unwanted") == 2

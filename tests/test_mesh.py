@@ -148,7 +148,7 @@ class TestOnHosts:
         assert run.state == RunState.DONE, run.reason
         assert {state for kind, _node, state in steps(run)} == {"done"}
         assert set(Link.objects.values_list("trusted", flat=True)) == {True}
-        assert lab["te1"].run("getent hosts te3").split() == [lab["te3"].address, "te3"]
+        assert lab["te1"].run("getent -s files hosts te3").split() == [lab["te3"].address, "te3"]
         assert lab["te1"].run("cat ~/.ssh/config").endswith(f"Host *\n# <<< quarterdeck four-a10 <<<\n{own}")
         for node in nodes:
             preparation.gather(node)

@@ -1,6 +1,7 @@
-"""Predictions beside what vLLM logged in real starts: four H200 as four hosts, Qwen2.5-14B, the article's flags.
+"""Predictions beside what vLLM logged in real starts: hosts of one H200 or H100 each, Qwen2.5-14B.
 
-The log lines are from vLLM 0.26.0; the plan must come near them without having seen the machine.
+The log lines are from vLLM 0.26.0; the plan must come near them without having seen the machine. Without more said,
+four H200 as four hosts with the article's flags.
 """
 
 from __future__ import annotations
@@ -54,6 +55,30 @@ def test_four_tensor_ranks_in_eager_mode_are_predicted() -> None:
 def test_a_prediction_never_promises_more_cache_than_there_was() -> None:
     assert planned(pipeline_parallel_size=4, tensor_parallel_size=1).kv_tokens <= 2_086_608
     assert planned(tensor_parallel_size=4, enforce_eager=True).kv_tokens <= 2_124_128
+
+
+def test_a_pipeline_over_two_h100_is_predicted() -> None:
+    """Model loading took 13.83 GiB; Available KV cache memory: 51.80 GiB; 565,840 tokens; 2,590 tok/s at 64 streams.
+
+    Rolled out by Quarterdeck over SSH on 2026-11-25, vLLM 0.26.0: two hosts of one H100 each, 98 Gbit/s between them.
+    """
+    flags = {"gpu-memory-utilization": 0.85, "max-model-len": 4096, "max-num-seqs": 64, "pipeline-parallel-size": 2}
+    outcome = plan(model("qwen2.5-14b"), hosts("h100 | h100"), Wishes.from_flags(flags), 98)
+
+    assert outcome.placement[0].weights_bytes / GIB == pytest.approx(13.83, abs=0.02)
+    assert outcome.placement[0].kv_bytes / GIB == pytest.approx(51.80, rel=0.01)
+    assert outcome.kv_tokens == pytest.approx(565_840, rel=0.01)
+    assert outcome.tokens_per_second == pytest.approx(2590, rel=0.1)
+
+
+def test_two_tensor_ranks_inside_a_host_are_predicted() -> None:
+    """Model loading took 13.97 GiB; Available KV cache memory: 51.49 GiB; GPU KV cache size: 562,368 tokens."""
+    flags = {"gpu-memory-utilization": 0.85, "max-model-len": 4096, "max-num-seqs": 64, "tensor-parallel-size": 2}
+    outcome = plan(model("qwen2.5-14b"), hosts("h100 h100"), Wishes.from_flags(flags), None)
+
+    assert outcome.placement[0].weights_bytes / GIB == pytest.approx(13.97, rel=0.015)
+    assert outcome.placement[0].kv_bytes / GIB == pytest.approx(51.49, rel=0.01)
+    assert outcome.kv_tokens == pytest.approx(562_368, rel=0.01)
 
 
 @pytest.mark.parametrize(("sequences", "measured"), [(1, 105), (64, 2641)], ids=["one stream", "64 streams"])

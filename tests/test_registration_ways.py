@@ -69,6 +69,27 @@ def test_many_are_registered_at_once_and_a_bad_one_delays_nobody(servers: list[S
     assert all(node.fresh().facts.cpus for node in nodes)
 
 
+def test_servers_that_say_nothing_hold_up_none_that_answers(
+    servers: list[Sshd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "CONNECT_SECONDS", 3)
+    over: list[str] = []
+
+    def ask(one: Login) -> None:
+        try:
+            registration.offered_key(one)
+        finally:
+            over.append(one.name)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
+        port = int(mute.getsockname()[1])
+        asked = [Login(f"mute{n}", "127.0.0.1", port, f"u{n}") for n in range(60)]
+        asked += [login(server, f"te{n}", servers[0].key) for n, server in enumerate(servers)]
+        said = registration.at_once(ask, asked)
+    assert {*over[: len(servers)]} == {f"te{n}" for n in range(len(servers))}
+    assert sum(isinstance(one, Problem) for one in said) == 60
+
+
 def test_a_batch_runs_from_a_list_to_nodes(servers: list[Sshd], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "send", lambda task, *words: task(*words) if task is tasks.advance_batch else None)
     typed = "\n".join(f"te{n} = {each.user}@{each.address}:{each.port}" for n, each in enumerate(servers))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from django.db import connection
+from django.test import Client
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from nodes import access, hosts, logs, registration, removal, runs, tasks
+from nodes import access, acquaintances, hosts, logs, registration, removal, runs, tasks
 from nodes.facts import Facts
 from nodes.models import Cluster, Job, Node, Run
 from nodes.recipes import Satisfied, Site
@@ -182,6 +183,47 @@ def test_a_node_that_is_gone_with_its_ray_can_be_forgotten(node: Node, server: S
     node.move(NodeState.UNREACHABLE)
     removal.forget(node.fresh(), None)
     assert not Node.objects.exists()
+
+
+# --- others that know it ---
+
+
+def knowing(name: str, of: str, **fields: object) -> Node:
+    blocks = {"hosts": {"lab": f"10.0.0.9 {of}\n"}}
+    return Node.objects.create(
+        name=name, address=f"10.0.1.{name[2:]}", host_key="x y", facts_json={"hostname": name, "blocks": blocks},
+        **{"state": NodeState.READY, **fields})
+
+
+def test_those_that_know_a_node_are_found_and_those_away_are_told_apart() -> None:
+    gone = knowing("te9", of="te9")
+    near = knowing("te2", of="te9")
+    away = [knowing("te3", of="te9", state=NodeState.UNREACHABLE), knowing("te4", of="te9", offered_host_key="a b")]
+    knowing("te5", of="te99")
+    found = acquaintances.of(gone)
+    assert (found.in_sight, found.away) == ([near], away)
+    run = removal.remove(gone, None, models=False)
+    assert list(run.steps.values_list("kind", "node__name"))[:3] == [
+        ("facts", "te9"), ("forget-name", "te2"), ("forget-trust", "te2")]
+
+
+def test_pages_tell_who_forgets_it_and_what_to_do_when_a_removal_failed(admin_client: Client) -> None:
+    gone = knowing("te9", of="te9")
+    knowing("te2", of="te9")
+    knowing("te3", of="te9", state=NodeState.UNREACHABLE)
+    page = admin_client.get(gone.get_absolute_url()).text
+    assert "Its name and host key are taken out of te2 too." in page
+    assert "te3 cannot be reached now: prepare them again later" in page
+    run = removal.remove(gone, None, models=False)
+    runs.cancel(run, "te9 cannot be reached")
+    gone.fresh().move(NodeState.FAILED, "te9 cannot be reached")
+    page = admin_client.get(gone.get_absolute_url()).text
+    assert "then remove the node again" in page
+    assert "then press Prepare again" not in page
+    gone.fresh().move(NodeState.PREPARING)
+    Run.objects.create(story="prepare", about=gone.subject, state="failed")
+    gone.fresh().move(NodeState.FAILED, "no compiler")
+    assert "then press Prepare again" in admin_client.get(gone.get_absolute_url()).text
 
 
 # --- recipes ---

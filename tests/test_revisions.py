@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.problems import Problem
-from deployments import effects, model_files, placing, revisions, rollout
+from deployments import aliases, effects, model_files, placing, revisions, rollout
 from deployments.models import Deployment, Replica
 from deployments.prediction import compared
 from deployments.replacing import Way
 from deployments.spec import Spec, from_yaml
 from nodes.models import Node, Run
 from nodes.remote.local import LocalHost
+from tests.test_api import Program, error_of
 from tests.test_deployment_form import QWEN, add_node
 from tests.test_pages import signed_in, text_of
 
@@ -271,6 +273,41 @@ def test_viewers_see_the_history_and_change_nothing(qwen: Deployment) -> None:
     page = text_of(viewer.get(reverse("deployment-history", args=["qwen"])))
     assert "Go back" not in page
     assert viewer.post(reverse("deployment-restore", args=["qwen", 1])).status_code == 403
+
+
+# --- an alias's name ---
+
+
+@pytest.fixture
+def aliased(qwen: Deployment) -> Deployment:
+    """A deployment that requests also know as gpt-4o."""
+    aliases.add(qwen, "gpt-4o", None)
+    return qwen
+
+
+def test_no_deployment_takes_the_name_of_an_alias(aliased: Deployment, tmp_path: Path) -> None:
+    sentence = "gpt-4o is an alias of qwen already. Remove it there first, or choose another name."
+    taken = spec(name="gpt-4o", port=20901)
+    refusals: list[Callable[[], object]] = [
+        lambda: revisions.check(taken), lambda: revisions.apply(taken, None, ""), lambda: revisions.create(taken, None)
+    ]
+    for refuses in refusals:
+        with pytest.raises(Problem) as refused:
+            refuses()
+        assert str(refused.value) == sentence
+    (tmp_path / "file.yaml").write_text(YAML.replace("name: qwen", "name: gpt-4o"))
+    with pytest.raises(CommandError, match="is an alias of qwen already"):
+        call_command("apply", "-f", str(tmp_path / "file.yaml"))
+    said = Program(name="robot").call("POST", "deployments", name="gpt-4o", model=QWEN, node="atlas")
+    assert error_of(said, 409) == sentence
+    page = signed_in("operator").post(reverse("deployment-new"), {"name": "GPT-4o"})
+    assert sentence in text_of(page)
+    assert [one.name for one in Deployment.objects.all()] == ["qwen"]
+
+
+def test_a_clones_name_is_no_alias_either(aliased: Deployment) -> None:
+    aliases.add(aliased, "qwen-2", None)
+    assert revisions.clone(aliased).name == "qwen-3"
 
 
 # --- manage.py apply ---

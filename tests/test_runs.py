@@ -341,6 +341,24 @@ def test_what_old_jobs_left_is_removed_here_and_there(node: Node, watch: Watch, 
     assert logs.sweep() == 0
 
 
+def test_logs_of_servers_that_are_gone_hold_up_none_of_the_others(
+    node: Node, valkey: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    gone = Node.objects.create(name="gone", address="10.0.0.9", host_key="x y", state="unreachable")
+    now = timezone.now()
+    for where, ago in ((node, 9), (gone, 1)):
+        for _each in range(3):
+            Job.objects.create(
+                node=where, name="old", state=JobState.EXITED, log_size=1, ended_at=now - timedelta(hours=ago))
+    asked: list[Node] = []
+    monkeypatch.setattr(logs, "archive", lambda job: asked.append(job.node))
+    tasks.keep_logs()
+    assert asked == [node] * 3
+    settings.LOG_DAYS = 0
+    assert logs.sweep() == 3
+    assert Job.objects.filter(swept=False).count() == 3
+
+
 def test_of_a_log_that_is_too_long_for_the_archive_its_end_is_kept(
     node: Node, watch: Watch, settings: Settings
 ) -> None:

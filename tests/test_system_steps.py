@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
 from nodes.facts import Facts
-from nodes.recipes import Satisfied, blocks, hosts_file, trust
+from nodes.recipes import Satisfied, blocks, hosts_file, removal, trust
 from nodes.recipes.base import base_packages
 from nodes.recipes.blocks import Block
 from nodes.recipes.hosts_file import Named
@@ -181,6 +182,36 @@ def test_trust_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     run_job(trust.removal("c"), tmp_path / "job", HOME=str(tmp_path))
     assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(
         ("authorized_keys", "known_hosts", "config"), "")
+
+
+@pytest.mark.parametrize("name", ["te1", "te2"])
+def test_what_others_know_of_a_node_is_taken_out_and_the_rest_stays(tmp_path: Path, name: str) -> None:
+    """The others' blocks become what they were without the node, down to the byte."""
+    public, private, there = "ssh-ed25519 AAAA c", Secret("private\n"), tmp_path / ".ssh"
+    peers, fewer = PEERS, [peer for peer in PEERS if peer.name != name]
+    wanted = [trust.trust(UBUNTU, "c", each, public, private) for each in (fewer, peers)]
+    run_job(wanted[0], tmp_path / "job", HOME=str(tmp_path))
+    before = {path.name: path.read_text() for path in there.iterdir()}
+    run_job(wanted[1], tmp_path / "job", HOME=str(tmp_path))
+    facts = dataclasses.replace(UBUNTU, blocks={path.name: parse_blocks(path.read_text()) for path in there.iterdir()})
+    assert removal.knows(facts.blocks, name)
+    run_job(removal.trust_elsewhere(facts, name), tmp_path / "job", HOME=str(tmp_path))
+    assert {path.name: path.read_text() for path in there.iterdir()} == before
+    named = [Named(node.name, node.address, f"own-{node.name}") for node in NAMED]
+    known, left = (hosts_file.block("c", [node for node in named if node.name != but]) for but in ("", name))
+    made = removal.name_elsewhere(dataclasses.replace(UBUNTU, blocks={"hosts": {"c": known.body}}), name)
+    assert isinstance(made, Command)
+    assert json.loads(made.files["edits.json"])["blocks"] == [{**dataclasses.asdict(left), "mode": 0o600}]
+
+
+@pytest.mark.parametrize("name", ["te", "te11", "t.1", "10.0.0.1"])
+def test_a_node_of_another_name_is_left_where_it_is(name: str) -> None:
+    known = {"hosts": {"c": hosts_file.block("c", NAMED).body},
+             **{block.file: {"c": block.body} for block in trust._blocks("c", PEERS, "ssh-ed25519 AAAA c")}}
+    assert not removal.knows(known, name)
+    facts = dataclasses.replace(UBUNTU, blocks=known)
+    assert isinstance(removal.name_elsewhere(facts, name), Satisfied)
+    assert isinstance(removal.trust_elsewhere(facts, name), Satisfied)
 
 
 @pytest.mark.parametrize("bad", ["a b", "a\nHost *", "", "a#b", "a,b", "*", 'a"b', "a\0b"])

@@ -123,9 +123,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 async def answer_json(
-    server: StandIn, writer: asyncio.StreamWriter, data: object, status: str = "200 OK"
+    server: StandIn, writer: asyncio.StreamWriter, data: object, status: str = "200 OK",
+    separators: tuple[str, str] | None = None,
 ) -> None:
-    content = json.dumps(data).encode()
+    content = json.dumps(data, separators=separators).encode()
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     await server.send(writer, head.encode() + content)
 

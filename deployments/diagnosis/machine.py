@@ -40,12 +40,12 @@ SIGNATURES = (
         "illegal-memory-access",
         (r"CUDA error: an illegal memory access was encountered",),
         _(
-            "A GPU program on %(host)s accessed memory that is not its own. CUDA graphs over several "
-            "hosts can do that."
+            "A GPU program on %(host)s accessed memory that is not its own. Tensor parallelism can do that between "
+            "hosts, and where the GPUs of one, a virtual machine mostly, cannot reach each other's memory."
         ),
         _(
-            "Switch on enforce-eager, or use pipeline-parallel-size instead of tensor-parallel-size "
-            "between hosts."
+            "Switch on enforce-eager or disable-custom-all-reduce, or use pipeline-parallel-size instead of "
+            "tensor-parallel-size."
         ),
         options={"enforce-eager": "true"},
     ),

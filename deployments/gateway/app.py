@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import resource
 import time
 from collections import defaultdict
 from collections.abc import MutableMapping
@@ -17,12 +18,13 @@ from typing import Any
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
-from deployments.gateway import body, client, directory, draining, keys, limits, meter, routes, wire
+from deployments.gateway import body, client, directory, draining, keys, limits, meter, realtime, routes, wire
 from deployments.gateway.errors import ApiError, Header, language_of
-from deployments.gateway.forward import Call, Send, forward
+from deployments.gateway.forward import Call, Send, forward, unanswered
 from deployments.gateway.hangup import Line, UntilHangUp
 
 HEADERS_LIMIT = 32 * 1024  # bytes of a request's header lines
+MOST_FILES = 65536
 
 Scope = MutableMapping[str, Any]
 
@@ -48,6 +50,7 @@ class Gateway:
         self._pool: client.Pool
         self._reporting: asyncio.Future[None]
         self._flights = draining.Flights()
+        self._room = body.Room()
         self._accounts: defaultdict[tuple[int, int | None], limits.Account] = defaultdict(limits.Account)
 
     async def __call__(self, scope: Scope, receive: body.Receive, send: Send) -> None:
@@ -57,7 +60,8 @@ class Gateway:
             self._start()
             await self._respond(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 4404})
+            self._start()
+            await self._respond_to_websocket(scope, receive, send)
 
     async def close(self) -> None:
         """End background tasks and connections, write down what was counted. A request starts all again."""
@@ -78,6 +82,7 @@ class Gateway:
             self._flights = draining.Flights()
             self._reporting = asyncio.ensure_future(self._report(self.on_their_way))
             _calm_collector()
+            _allow_many_connections()
 
     def on_their_way(self) -> dict[str, int]:
         """Every model server that may be asked or is still answering, and how many requests it has."""
@@ -117,16 +122,59 @@ class Gateway:
             _expect(scope, "GET")
             await send_json(send, 200, models(path, view.routes, caller), [(b"x-request-id", marked)])
             return
+        if path.startswith("/v1/responses/") and path not in wire.ENDPOINTS:
+            sentence = _("Answers are not kept: a response can be read once, as the answer to its own request.")
+            raise ApiError(404, "response_not_kept", sentence)
         if path not in wire.ENDPOINTS:
             raise ApiError(404, "unknown_path", format_lazy(_("There is no {path} here."), path=path[:200]))
         _expect(scope, "POST")
-        content = await body.read(receive, wire.value_of(headers, b"content-length"))
-        ask = body.understand(content, wire.value_of(headers, b"content-type"))
-        limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
-        route = await self._find(ask.model, view)
-        line: Line | None = scope.get("quarterdeck.line")
-        call = Call(path, ask, content, headers, marked, send, began, line)
-        await self._let_through(call, caller, route, UntilHangUp(receive, line))
+        held = await body.read(receive, wire.value_of(headers, b"content-length"), self._room)
+        try:
+            ask = body.understand(held.content, wire.value_of(headers, b"content-type"))
+            limits.check_model(caller.allowance, ask.model, routes.meant(view.routes, ask.model))
+            route = await self._find(ask.model, view)
+            line: Line | None = scope.get("quarterdeck.line")
+            call = Call(path, ask, held, headers, marked, send, began, line)
+            await self._let_through(call, caller, route, UntilHangUp(receive, line))
+        finally:
+            held.let_go()
+
+    async def _respond_to_websocket(self, scope: Scope, receive: body.Receive, send: Send) -> None:
+        try:
+            if scope["path"] != realtime.PATH:
+                sentence = format_lazy(_("There is no {path} here."), path=scope["path"][:200])
+                raise ApiError(404, "unknown_path", sentence)
+            caller, view = await self._identify(scope["headers"])
+        except ApiError as error:
+            await realtime.refuse(scope, send, error)
+            return
+        talk = realtime.Talk(scope, receive, send)
+        try:
+            await self._talk(talk, caller, view)
+        except ApiError as error:
+            await talk.fail(error)
+        except (body.HungUp, TimeoutError):
+            await talk.close(realtime.REFUSED)
+
+    async def _talk(self, talk: realtime.Talk, caller: keys.Caller, view: directory.View) -> None:
+        """Serve a websocket within its key's limits, and count what it took, however it ends."""
+        await talk.accept()
+        model = await talk.model()
+        limits.check_model(caller.allowance, model, routes.meant(view.routes, model))
+        route = await self._find(model, view)
+        account = self._accounts[caller.user_id, caller.key_id]
+        account.begin(caller.allowance, caller.used_today, time.time())
+        replica = routes.least_busy(route, [], self._flights) or route.replicas[0]
+        self._flights[replica.server] += 1
+        try:
+            await talk.relay(replica, route.name, self._pool.limits)
+        except client.UpstreamError as error:
+            talk.count.errors = 1
+            raise unanswered(route.name, error) from error
+        finally:
+            self._flights[replica.server] -= 1
+            account.end(talk.count.prompt_tokens + talk.count.completion_tokens, time.time())
+            self._meter.count(caller.user_id, caller.key_id, route.name, talk.count)
 
     async def _identify(self, headers: list[Header]) -> tuple[keys.Caller, directory.View]:
         """The caller, and the view that has its key. Raises `ApiError` for a key that is not known."""
@@ -171,6 +219,14 @@ def _calm_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _allow_many_connections() -> None:
+    """Each stream takes two files, and the usual soft limit of 1,024 would end at 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, MOST_FILES) if hard != resource.RLIM_INFINITY else MOST_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def send_json(send: Send, status: int, content: bytes, headers: list[Header]) -> None:

@@ -20,6 +20,7 @@ from deployments.gateway.begun import Begun
 from deployments.gateway.errors import ApiError
 
 LIMIT = 20 * 1024 * 1024  # bytes
+ALTOGETHER = 128 * 1024 * 1024  # bytes of all bodies that wait for their answer to begin
 PATIENCE = 120.0  # seconds for the whole body to arrive
 
 Message = MutableMapping[str, Any]
@@ -33,6 +34,34 @@ _HEAD, _VALUE = 2048, 256  # bytes of a part's headers, and of a value that is l
 
 class HungUp(Exception):
     """The client went away before its request was complete."""
+
+
+class Room:
+    """What all bodies may take together in this process."""
+
+    def __init__(self) -> None:
+        self._left = ALTOGETHER
+
+    def take(self, size: int) -> None:
+        """Raises `ApiError` (503) where there is not so much left."""
+        if size > self._left:
+            sentence = _("The gateway holds as many large requests as it can. Try again soon.")
+            raise ApiError(503, "too_much_at_once", sentence, retry_after=2)
+        self._left -= size
+
+    def give(self, size: int) -> None:
+        self._left += size
+
+
+class Held:
+    """A body and the room it takes, until it is let go: once its answer has begun nobody needs it more."""
+
+    def __init__(self, content: bytes, room: Room) -> None:
+        self.content, self._room = content, room
+
+    def let_go(self) -> None:
+        self._room.give(len(self.content))
+        self.content = b""
 
 
 class _Options(msgspec.Struct):
@@ -58,8 +87,8 @@ class Ask:
     wants_usage: bool  # the client asked for the usage event itself
 
 
-async def read(receive: Receive, declared: bytes | None) -> bytes:
-    """The whole body. Raises `ApiError` (413 above `LIMIT`, 408 when it takes too long) and `HungUp`.
+async def read(receive: Receive, declared: bytes | None, room: Room) -> Held:
+    """The whole body. Raises `ApiError` (413 above `LIMIT`, 408 when it takes too long, 503) and `HungUp`.
 
     ``declared`` is the content-length, so that what is announced too large is refused before it is sent.
     """
@@ -67,26 +96,35 @@ async def read(receive: Receive, declared: bytes | None) -> bytes:
         raise _too_large()
     first = Begun(receive())
     if first.over and not first.value.get("more_body", False):  # it came with the head, as most do
-        return _part(first.value)
+        content = _part(first.value)
+        room.take(len(content))
+        return Held(content, room)
     try:
         async with asyncio.timeout(PATIENCE):
-            return await _collect(first.value if first.over else await first, receive)
+            return Held(await _collect(first.value if first.over else await first, receive, room), room)
     except TimeoutError as error:
         sentence = _("The request's body did not arrive in time. Send it again.")
         close = [(b"connection", b"close")]  # nobody waits for the rest
         raise ApiError(408, "request_timeout", sentence, headers=close) from error
 
 
-async def _collect(message: Message, receive: Receive) -> bytes:
-    parts = [_part(message)]
-    size = len(parts[0])
-    while message.get("more_body", False):
-        message = await receive()
-        parts.append(_part(message))
-        size += len(parts[-1])
-        if size > LIMIT:
-            raise _too_large()
-    return b"".join(parts)
+async def _collect(message: Message, receive: Receive, room: Room) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while True:
+            part = _part(message)
+            if size + len(part) > LIMIT:
+                raise _too_large()
+            room.take(len(part))
+            size += len(part)
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            message = await receive()
+    except BaseException:
+        room.give(size)
+        raise
 
 
 def _part(message: Message) -> bytes:

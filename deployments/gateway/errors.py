@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from django.conf import settings
 from django.utils import translation
+from django.utils.text import format_lazy
+from django.utils.translation import gettext_lazy as _
 from django.utils.translation import trans_real
 
 if TYPE_CHECKING:
@@ -51,13 +53,22 @@ class ApiError(Exception):
         if retry_after is not None:
             self.headers.append((b"retry-after", str(retry_after).encode()))
 
+    def text(self, language: str) -> str:
+        """The sentence in ``language``."""
+        with translation.override(language):
+            return str(self.message)
+
     def body(self, language: str = "en") -> bytes:
         """The JSON body, with the message in ``language``."""
-        with translation.override(language):
-            text = str(self.message)
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        error = {"message": text, "type": kind, "param": self.param, "code": self.code}
+        error = {"message": self.text(language), "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+def not_offered(name: str, path: str) -> ApiError:
+    """For what a model's server does not have, since its model is of another kind."""
+    sentence = _("The model “{name}” does not offer {path}: it is of another kind.")
+    return ApiError(404, "endpoint_not_offered", format_lazy(sentence, name=name, path=path))
 
 
 def language_of(headers: Iterable[Header]) -> str:

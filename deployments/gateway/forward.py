@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from deployments.gateway import body, client, routes, wire
 from deployments.gateway.draining import Flights
-from deployments.gateway.errors import ApiError, Header, language_of
+from deployments.gateway.errors import ApiError, Header, language_of, not_offered
 from deployments.gateway.hangup import Line
 from deployments.gateway.meter import Count
 from deployments.gateway.relay import Relay
@@ -32,7 +32,7 @@ class Call:
 
     path: str
     ask: body.Ask
-    content: bytes
+    held: body.Held
     headers: list[Header]  # as the client sent them
     marked: bytes  # the request id
     send: Send
@@ -79,11 +79,13 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: F
             if exchange.status in TRY_ANOTHER and len(tried) < len(route.replicas):
                 exchange.abort()
                 raise client.Broken(f"it answered {exchange.status}")
+            request = content = b""  # from here on nobody else is asked, and a stream may take long
+            call.held.let_go()
             return await _exchange(call, route.name, exchange)
         except client.UpstreamError as error:
             failure = error
             log.warning("Model %s at %s:%d: %s.", route.name, *replica.origin, error)
-            if isinstance(error, client.TimedOut) or call.answered:
+            if isinstance(error, client.TimedOut) or not content:
                 break
         finally:
             flights[replica.server] -= 1
@@ -94,7 +96,7 @@ async def forward(pool: client.Pool, call: Call, route: routes.Route, flights: F
 
 def _content(call: Call, route: routes.Route) -> bytes:
     """The body as the model server is to get it: with the name it knows, asking for what is counted."""
-    content = call.content
+    content = call.held.content
     if call.ask.model != route.name:
         content = body.renamed(content, wire.value_of(call.headers, b"content-type"), route.name)
     return body.with_usage(content) if call.strips_usage else content
@@ -109,12 +111,16 @@ async def _exchange(call: Call, name: str, exchange: client.Exchange) -> None:
             )
             raise ApiError(502, "model_refused_gateway", format_lazy(sentence, name=name))
         call.failed = exchange.status >= 400
-        await _pass_on(call, name, exchange)
+        beginning = await exchange.read() if exchange.status == 404 else None
+        if beginning == wire.UNOFFERED:
+            raise not_offered(name, call.path)
+        await _pass_on(call, name, exchange, beginning)
     finally:
         exchange.abort()
 
 
-async def _pass_on(call: Call, name: str, exchange: client.Exchange) -> None:
+async def _pass_on(call: Call, name: str, exchange: client.Exchange, beginning: bytes | None) -> None:
+    """``beginning``: what has been read of the body already."""
     events = wire.value_of(exchange.headers, b"content-type").startswith(b"text/event-stream")
     relay = call.relay = Relay(events, strip=call.strips_usage)
     send, headers = call.send, wire.coming_back(exchange.headers, call.marked, events)
@@ -130,7 +136,7 @@ async def _pass_on(call: Call, name: str, exchange: client.Exchange) -> None:
         return send({"type": "http.response.body", "body": data, "more_body": True})
 
     try:
-        data = await exchange.read()
+        data = await exchange.read() if beginning is None else beginning
         call.first = asyncio.get_running_loop().time()
         if (wait := sink(data)) is not None:
             await wait

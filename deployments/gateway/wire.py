@@ -18,19 +18,32 @@ ENDPOINTS: Final[Mapping[str, bytes]] = {
         f"/v1/{name}": f"/v1/{name}".encode()
         for name in (
             "chat/completions",
+            "chat/completions/batch",
+            "chat/completions/render",
             "completions",
+            "completions/render",
             "embeddings",
             "responses",
+            "responses/render",
             "messages",
             "messages/count_tokens",
+            "messages/render",
             "score",
+            "systemone",
             "rerank",
+            "audio/speech",
             "audio/transcriptions",
             "audio/translations",
         )
     },
-    **{f"/v1/{name}": f"/{name}".encode() for name in ("tokenize", "detokenize", "pooling", "classify")},
+    **{
+        f"/v1/{name}": f"/{name}".encode()
+        for name in ("tokenize", "detokenize", "pooling", "classify", "generative_scoring")
+    },
+    "/v1/embed": b"/v2/embed",  # Cohere's
 }
+#: All that a model server says of a path that it does not have, since its model is of another kind.
+UNOFFERED: Final = b'{"detail":"Not Found"}'
 #: The endpoints whose streams take ``stream_options``.
 COMPLETIONS: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 

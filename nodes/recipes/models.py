@@ -30,6 +30,13 @@ esac
 du -shL -- "$1"
 """
 
+# Free bytes where the directory is or will be, and the bytes of what is there of it already.
+_ROOM = """
+at=$1
+while ! [ -d "$at" ]; do at=$(dirname "$at"); done
+df -Pk "$at" | awk 'END { printf "%d ", $4 * 1024 }'
+[ ! -d "$2" ] || du -sk "$2" | cut -f 1
+"""
 _PROGRAM = 'python=$1 program=$2; shift 2; exec "$python" "$QD_JOB/$program" "$@"'
 _THEN_SUM = 'exec python3 "$QD_JOB/model_sums.py" "$1"'
 
@@ -80,15 +87,26 @@ def summed(directory: str) -> Command:
     return script(_LOOK + _THEN_SUM, directory).with_files(files)
 
 
-def listed(directory: str) -> Command:
+def listed(site: Site, directory: str) -> Command:
     """Print the directory's files and what is known of their checksums, in a moment; see `listing`."""
-    return python("python3", asset("model_files.py").decode(), directory)
+    return python("python3", asset("model_files.py").decode(), directory, f"{site.root}/sums")
 
 
 def listing(printed: str) -> list[tuple[str, int, str]]:
     """What `listed` printed. Raises ValueError for anything else."""
     files = json.loads(printed.strip().splitlines()[-1])["files"] if printed.strip() else []
     return [(str(name), int(size), str(digest)) for name, size, digest in files]
+
+
+def room(directory: str, begun: str) -> Command:
+    """Print what `parse_room` reads: of the disk that ``directory`` is for, and of what has come of it to ``begun``."""
+    return script(_ROOM, directory, begun)
+
+
+def parse_room(printed: str) -> tuple[int, int]:
+    """Bytes that are free, and bytes that are there already. Raises ValueError for anything else."""
+    free, *there = printed.split()
+    return int(free), int(there[0]) * 1024 if there else 0
 
 
 def copied(directory: str, files: Files, ssh: Sequence[str]) -> Command:

@@ -6,6 +6,8 @@ outside of Quarterdeck's own directory.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib.resources import files
 
 from django.utils.translation import gettext as _
@@ -50,6 +52,7 @@ cp -p "$f" "$new"
 mv "$new" "$f"
 """
 _KEY_FILES = ("authorized_keys", "known_hosts", "config")
+_AT_THE_TOP = frozenset({"hosts", "config"})  # where their recipes put them
 
 
 def hosts_file(facts: Facts, site: Site) -> Command | Satisfied:
@@ -64,6 +67,38 @@ def cluster_trust(facts: Facts, site: Site) -> Command | Satisfied:
     gone = tuple(path for name in sorted(names) for path in (trust.key_path(name), f"{trust.key_path(name)}.pub"))
     emptied = [Block(f"~/.ssh/{file}", name, "") for name in sorted(names) for file in _KEY_FILES]
     return blocks.edit(*emptied, gone=gone) if names else _nothing()
+
+
+def knows(blocks_there: Mapping[str, Mapping[str, str]], name: str) -> bool:
+    """Whether these blocks (file → block → content) tell of the node called ``name``."""
+    return any(_without(file, body, name) != body for file, found in blocks_there.items() for body in found.values())
+
+
+def name_elsewhere(facts: Facts, name: str) -> Command | Satisfied:
+    """The node ``name``, taken out of another one's /etc/hosts. Needs root."""
+    return _edited(facts, name, {"hosts": "/etc/hosts"})
+
+
+def trust_elsewhere(facts: Facts, name: str) -> Command | Satisfied:
+    """The node ``name``, taken out of what another one's SSH knows: its host key, and how it is reached."""
+    return _edited(facts, name, {file: f"~/.ssh/{file}" for file in ("known_hosts", "config")})
+
+
+def _edited(facts: Facts, name: str, files: Mapping[str, str]) -> Command | Satisfied:
+    edited = [
+        Block(path, block, wanted, top=file in _AT_THE_TOP)
+        for file, path in files.items() for block, body in facts.blocks.get(file, {}).items()
+        if (wanted := _without(file, body, name)) != body
+    ]  # fmt: skip
+    return blocks.edit(*edited) if edited else Satisfied(_("it does not know %(node)s") % {"node": name})
+
+
+def _without(file: str, body: str, name: str) -> str:
+    """A block without the lines about one node: as `nodes.recipes.hosts_file` and `nodes.recipes.trust` write them."""
+    if file == "config":
+        return re.sub(rf"^Host {re.escape(name)}(?: .*)?\n(?:  .*\n)*", "", body, flags=re.MULTILINE)
+    words = {"hosts": rf"^\S+ {re.escape(name)}(?: .*)?\n", "known_hosts": rf"^\[?{re.escape(name)}[],\s].*\n"}
+    return re.sub(words[file], "", body, flags=re.MULTILINE) if file in words else body
 
 
 def own_files(facts: Facts, site: Site, *, models: bool) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -44,6 +45,19 @@ run = Run.objects.get(pk=pk)
 answer = {"state": run.state, "reason": run.reason, "steps": [
     {"kind": step.kind, "node": step.node.name, "state": step.state, "reason": step.reason,
      "job": step.job and str(step.job.pk)} for step in run.steps.select_related("node", "job")]}
+"""
+_LOGS = """
+import hashlib
+from controlplane import streams
+from nodes import logs
+from nodes.models import Job
+answer = {}
+for job in Job.objects.filter(node__name__in=names).select_related("node"):
+    live = b"".join(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
+    answer[str(job.pk)] = {
+        "node": job.node.name, "name": job.name, "state": job.state, "place": logs.place(job),
+        "live": hashlib.sha256(live).hexdigest(),
+        "kept": hashlib.sha256(b"".join(logs.read_all(job))).hexdigest()}
 """
 
 
@@ -98,6 +112,18 @@ class LabDeck(Deck):
     def run(self, pk: int) -> dict[str, Any]:
         """A run's state, reason and steps (kind, node, state, reason, job)."""
         return dict(self.do(_RUN, pk=pk))
+
+    def jobs(self, *hosts: Host) -> dict[str, Any]:
+        """The jobs of these hosts' nodes: id → node, name, state, place. Asserts that their logs are whole.
+
+        As it came live, and as it is kept: each is byte by byte the file on the node.
+        """
+        found = dict(self.do(_LOGS, names=[host.name for host in hosts]))
+        files = {host.name: host for host in hosts}
+        for job in found.values():
+            on_node = hashlib.sha256(files[job["node"]].read(f"{job['place']}/log")).hexdigest()
+            assert (job["live"], job["kept"]) == (on_node, on_node), job
+        return found
 
     def finished(self, pk: int, seconds: float) -> dict[str, Any]:
         """The run once it is over."""

@@ -28,6 +28,7 @@ class Command(BaseCommand):
             log_config=None,
             proxy_headers=False,
             server_header=False,
+            ws_per_message_deflate=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=30,
         )

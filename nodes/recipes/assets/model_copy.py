@@ -28,6 +28,9 @@ class Copy:
         reading = Progress("Comparing", sum(size for _name, size, _digest in self.files))
         left = [file for file in self.files if not self._same(*file, reading)]
         reading.over()
+        if not left:
+            say(f"All {len(self.files)} files are here already.")
+            return
         there = sum(self._stands(name) for name, _size, _digest in left)
         total = sum(size for _name, size, _digest in left)
         ensure_room(self.directory, total - there)

@@ -1,8 +1,10 @@
 """What the programs about model directories share. Standard library only; runs on the node.
 
-A directory's checksums are kept beside it in ``NAME.sums.json``: path → [size, time of change, SHA-256]. An entry
-counts while size and time are the file's, so that a hundred gigabytes are read once and not at every start.
-``model_files.py DIRECTORY`` prints what is known, as one JSON object, without reading any weights.
+A directory's checksums are kept beside it in ``NAME.sums.json``: path → [size, time of change, SHA-256]; where nothing
+can be written there, on a share for reading only, in Quarterdeck's own directory. An entry counts while size and time
+are the file's, so that a hundred gigabytes are read once and not at every start.
+``model_files.py DIRECTORY SUMS`` prints what is known, as one JSON object, without reading any weights; SUMS is where
+Quarterdeck keeps such checksums.
 """
 
 import hashlib
@@ -32,15 +34,21 @@ def files_of(directory):
 
 
 class Sums:
-    """The checksums of a directory's files, as far as they are known."""
+    """The checksums of a directory's files, as far as they are known. ``own``: where Quarterdeck keeps some."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, own=None):
         self.directory = Path(directory)
+        own = Path(own or Path(os.environ["QD_JOB"]).parents[1] / "sums")
+        name = hashlib.sha256(str(self.directory).encode()).hexdigest()[:32]
         self.kept = self.directory.with_name(self.directory.name + ".sums.json")
+        self.places = (self.kept, own / f"{name}.json")
+        self.known = next((known for place in self.places if (known := self._read(place))), {})
+
+    def _read(self, place):
         try:
-            self.known = json.loads(self.kept.read_text())
+            return json.loads(place.read_text())
         except (OSError, ValueError):
-            self.known = {}
+            return {}
 
     def of(self, name, stat):
         """The SHA-256 of a file as it is now, or "" where it was not computed yet."""
@@ -52,12 +60,17 @@ class Sums:
         self.known[name] = [stat.st_size, stat.st_mtime_ns, digest]
 
     def save(self):
-        draft = self.kept.with_name(self.kept.name + ".part")
+        beside, own = self.places
         try:
-            draft.write_text(json.dumps(self.known))
-            draft.replace(self.kept)
-        except OSError as error:  # a directory of somebody else's: it is only read again next time
-            say(f"The checksums cannot be kept beside {self.directory}: {error.strerror}.")
+            self._write(beside)
+        except OSError:  # somebody else's directory, or one for reading only
+            own.parent.mkdir(exist_ok=True)
+            self._write(own)
+
+    def _write(self, place):
+        draft = place.with_name(place.name + ".part")
+        draft.write_text(json.dumps(self.known))
+        draft.replace(place)
 
 
 def digest_of(path, told=lambda count: None):
@@ -105,11 +118,11 @@ def ensure_room(directory, needed):
         sys.exit(f"{directory} has {free / 2**30:.1f} GiB free and the model needs {needed / 2**30:.1f} GiB more.")
 
 
-def listing(directory):
+def listing(directory, own):
     """Path, size and checksum (or "") of every file, for another node to compare with."""
-    sums = Sums(directory)
+    sums = Sums(directory, own)
     return [[name, stat.st_size, sums.of(name, stat)] for name, stat in sorted(files_of(directory).items())]
 
 
 if __name__ == "__main__":
-    print(json.dumps({"files": listing(Path(sys.argv[1]))}))
+    print(json.dumps({"files": listing(Path(sys.argv[1]), Path(sys.argv[2]))}))

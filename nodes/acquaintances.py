@@ -1,0 +1,60 @@
+"""What other nodes know of one that is removed: its name in /etc/hosts, its host key and the way to it in ~/.ssh.
+
+Those in sight are made to forget it, before it is taken away itself; the others do when they are prepared again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from django.utils.translation import gettext_lazy
+
+from nodes import preparation, runs
+from nodes.models import Node, Step
+from nodes.recipes import Satisfied
+from nodes.recipes import removal as recipes
+from nodes.remote.command import Command
+from nodes.runs import Planned, StepKind
+from nodes.states import NodeState
+
+
+@dataclass(frozen=True)
+class Acquaintances:
+    """Nodes that know one: those that can be asked to forget it, and those that cannot now."""
+
+    in_sight: list[Node]
+    away: list[Node]
+
+
+def of(node: Node) -> Acquaintances:
+    """Who knows the node, as far as was seen when they were looked at last."""
+    others = Node.objects.exclude(pk=node.pk).select_related("jump", "bastion").defer("facts_json", "jump__facts_json")
+    seen = dict(Node.objects.exclude(pk=node.pk).values_list("pk", "facts_json__blocks"))
+    knowing = [one for one in others if recipes.knows(seen.get(one.pk) or {}, node.name)]
+    away = [one for one in knowing if one.key_changed or one.state in (NodeState.UNREACHABLE, NodeState.REMOVING)]
+    return Acquaintances([one for one in knowing if one not in away], away)
+
+
+def stages(node: Node) -> list[list[Planned]]:
+    """What makes those in sight forget the node."""
+    found = of(node).in_sight
+    return [[(kind, one) for one in found] for kind in ("forget-name", "forget-trust")] if found else []
+
+
+def _gone(step: Step) -> str:
+    """The name of the node that the step's run is about."""
+    return Node.objects.values_list("name", flat=True).get(pk=step.run.about.partition(":")[2])
+
+
+def _name(step: Step) -> Command | Satisfied:
+    return preparation.by_root(step, recipes.name_elsewhere(preparation.gather(step.node), _gone(step)))
+
+
+def _trust(step: Step) -> Command | Satisfied:
+    return recipes.trust_elsewhere(preparation.gather(step.node), _gone(step))
+
+
+runs.register(
+    StepKind("forget-name", gettext_lazy("Its name, taken from other nodes"), _name),
+    StepKind("forget-trust", gettext_lazy("Its host key, taken from other nodes"), _trust),
+)
