@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 
 import pytest
 
 from deployments.gateway import body
+from deployments.gateway.app import MOST_FILES
 from tests import upstream
 from tests.support.gateway_world import KEY, World, client_of, prompt
 from tests.test_gateway_faults import CHAT, MEGABYTE, error_of
@@ -75,6 +77,18 @@ async def test_a_client_that_asks_for_an_upgrade_is_answered_as_without_it(upgra
     assert [asked.body for asked in server.asked] == [content] * 2
     assert server.asked[0].headers["x-note"] == "kept"
     assert "upgrade" not in server.asked[0].headers
+
+
+async def test_a_small_limit_on_files_is_raised_as_far_as_it_may_be() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (900, before[1]))
+    try:
+        async with client_of(World(m=1).gateway()) as client:
+            await client.get("/v1/models")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert (soft, hard) == (min(before[1], MOST_FILES), before[1])
 
 
 async def test_a_client_that_asks_for_a_tunnel_is_refused() -> None:

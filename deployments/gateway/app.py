@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import resource
 import time
 from collections import defaultdict
 from collections.abc import MutableMapping
@@ -23,6 +24,7 @@ from deployments.gateway.forward import Call, Send, forward, unanswered
 from deployments.gateway.hangup import Line, UntilHangUp
 
 HEADERS_LIMIT = 32 * 1024  # bytes of a request's header lines
+MOST_FILES = 65536
 
 Scope = MutableMapping[str, Any]
 
@@ -80,6 +82,7 @@ class Gateway:
             self._flights = draining.Flights()
             self._reporting = asyncio.ensure_future(self._report(self.on_their_way))
             _calm_collector()
+            _allow_many_connections()
 
     def on_their_way(self) -> dict[str, int]:
         """Every model server that may be asked or is still answering, and how many requests it has."""
@@ -216,6 +219,14 @@ def _calm_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _allow_many_connections() -> None:
+    """Each stream takes two files, and the usual soft limit of 1,024 would end at 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, MOST_FILES) if hard != resource.RLIM_INFINITY else MOST_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def send_json(send: Send, status: int, content: bytes, headers: list[Header]) -> None:
