@@ -21,7 +21,7 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.problems import Problem
 from controlplane.templatetags.deck import gib, mib_as_gib
-from nodes import runs
+from nodes import gpu_words, runs
 from nodes.facts import Facts, Interface
 from nodes.models import Bastion, Job, Node, Run, Step
 from nodes.states import RunState
@@ -245,7 +245,9 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Disk"), _of(facts.disk_free, facts.disk_total)),
         (_("Disks"), "\n".join(f"{disk.mount}: {_of(disk.free, disk.total)}" for disk in facts.disks[:6])),
         ("GPU", _gpus(facts)),
-        (_("GPU links"), ", ".join(facts.gpu_links)),
+        (_("GPU links"), gpu_words.links(facts)),
+        (_("GPU instances (MIG)"), gpu_words.split(facts)),
+        (_("Xid errors"), gpu_words.xids(facts) if facts.gpus else ""),
         (_("Driver"), _driver(facts)),
         (_("Other accelerators"), _others(facts)),
         (_("Network"), "\n".join(map(_interface, facts.interfaces[:6]))),
