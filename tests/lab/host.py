@@ -16,12 +16,12 @@ from nodes.remote.ssh import HostKey, SshLogin
 PASSWORD = "quarterdeck"
 
 
-def until(true: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait for a condition. AssertionError naming ``what`` after ``seconds``."""
+def until(true: Callable[[], object], seconds: float, what: str, pause: float = 0.05) -> None:
+    """Wait for a condition, looked at every ``pause`` s. AssertionError naming ``what`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 @dataclass
