@@ -163,6 +163,11 @@ class TestOnHosts:
                 until(lambda node=node, place=place: lab[node.name].path(f"{place}/exit").exists(), 10, "it has ended")  # type: ignore[misc]
         assert lab["te1"].run("cat ~/.ssh/config") == own
         assert lab["te1"].run("grep -c quarterdeck /etc/hosts || true").strip() == "0"
+        assert set(Link.objects.values_list("trusted", flat=True)) == {True}
+        for node in nodes:
+            preparation.gather(node)
+        finished(runs.start("mesh", f"cluster:{cluster.pk}", stages[:1], None))
+        assert set(Link.objects.values_list("trusted", flat=True)) == {None}, "nobody looked since it was made anew"
         assert lab["te1"].run("ls ~/.ssh").split() == ["authorized_keys", "config", "known_hosts"]
 
     def test_a_node_without_root_has_the_steps_left_out_that_need_it(self, nodes: list[Node]) -> None:
