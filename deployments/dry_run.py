@@ -29,17 +29,19 @@ from nodes.remote.host import ask
 #: Builds vLLM's configuration from the options in its first argument, as the server would from its file. Its last line
 #: is JSON: nothing in it where all is well. What it stumbles over otherwise is not about the options, and no answer.
 PROGRAM = """
-import contextlib, importlib, io, json, os, sys, tempfile
+import contextlib, importlib, io, json, sys, tempfile
 try:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 except ImportError:
     from vllm.utils import FlexibleArgumentParser
 for name in ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args"):
     try:
-        parser = importlib.import_module(name).make_arg_parser(FlexibleArgumentParser())
+        launcher = importlib.import_module(name)
         break
     except ModuleNotFoundError:
         continue
+parser = launcher.make_arg_parser(FlexibleArgumentParser())
+validate = getattr(launcher, "validate_parsed_serve_args", lambda args: None)
 from pydantic import ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs
 with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -48,7 +50,13 @@ with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
     said, refused = io.StringIO(), ""
     try:
         with contextlib.redirect_stderr(said):
-            AsyncEngineArgs.from_cli_args(parser.parse_args(["--config", file.name])).create_engine_config()
+            args = parser.parse_args(["--config", file.name])
+        try:
+            validate(args)
+        except (TypeError, ValueError) as error:
+            refused = str(error)
+        else:
+            AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except SystemExit:
         refused = said.getvalue().strip().rpartition("\\n")[2].partition("error: ")[2]
     except ValidationError as error:
@@ -114,5 +122,5 @@ def ask_vllm(node_id: int, key: str, text: str) -> None:
 def answer_of(printed: str) -> Verdict:
     """What `PROGRAM` printed, after whatever vLLM said before. Raises ValueError, KeyError, … where it is no answer."""
     why = str(json.loads(printed.strip().rpartition("\n")[2])["refused"])
-    plain = re.sub(r"^Value error, |^Assertion failed, ", "", " ".join(why.split()))[:_LONGEST]
+    plain = re.sub(r"^(Value error, |Assertion failed, |Error: )", "", " ".join(why.split()))[:_LONGEST]
     return Verdict(Word.REFUSED, plain) if plain else Verdict(Word.TAKEN)
