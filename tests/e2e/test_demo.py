@@ -37,9 +37,10 @@ def test_the_demo_answers_and_leaves_nothing_running(tmp_path: Path, node_root: 
 
 def refuses_what_cannot_be(node_root: Path) -> None:
     """What the demo installed says of options that it cannot start with, before anything is started."""
-    asked = {"model": f"{node_root}/models/smollm2-135m-instruct", "tensor-parallel-size": 2}
+    model = f"{node_root}/models/smollm2-135m-instruct"
+    asked = {"model": model, "distributed-executor-backend": "mp", "tensor-parallel-size": 2}
     program = [str(node_root / "env" / "bin" / "python"), "-c", dry_run.PROGRAM, json.dumps(asked)]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(program, env=offline, capture_output=True, text=True, timeout=100, check=False)
     verdict = dry_run.answer_of(done.stdout)
     assert verdict.word == "refused"
