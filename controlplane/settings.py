@@ -243,5 +243,7 @@ CONDA_INSTALLER = os.environ.get("CONDA_INSTALLER", "")
 #: Where models are downloaded from unless the Models page names a mirror.
 HF_ENDPOINT = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 MODELSCOPE_ENDPOINT = os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
+#: Seconds until what ended by itself, a model server or Ray, is started again the first time; doubled with each time.
+RESTART_DELAY = max(1, number("RESTART_DELAY", 10))
 #: The first of the block of 400 ports that Ray and vLLM use on a node.
 PORT_BASE = number("PORT_BASE", 20600)

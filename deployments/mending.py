@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.dispatch import receiver
@@ -22,17 +23,20 @@ from deployments import causes, rollout
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
 from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaState
-from nodes import ending, runs, signals, tasks
+from nodes import clusters_care, ending, runs, signals, tasks
 from nodes.models import Job, Node, Run
 from nodes.runs import Story
 from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState
+from nodes.telemetry import store
 
-#: The delay before a server is started again, after its first end; each further one doubles it.
-FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=10), timedelta(minutes=5)
+#: The delay before a server is started again doubles with each end in a row, from RESTART_DELAY to this.
+LONGEST_DELAY = timedelta(minutes=5)
 #: A server that worked for so long starts with the first delay again.
 STABLE = timedelta(minutes=10)
 #: A deployment's servers are not started by themselves more often than this.
 LEAST_BETWEEN = timedelta(minutes=1)
+#: Of a node that was not heard of for some seconds it will soon be known whether it is away; after a minute it is not.
+SILENT, SILENT_LONG = 5.0, 60.0
 #: Replicas in these states have a server that is meant to run.
 SERVES = (ReplicaState.READY, ReplicaState.UNREACHABLE)
 #: Replicas in these states make room for others.
@@ -46,7 +50,7 @@ def now() -> datetime:
 
 def delay(failures: int) -> timedelta:
     """How long a server that ended so many times in a row is left alone."""
-    return min(LONGEST_DELAY, FIRST_DELAY * (1 << min(max(failures - 1, 0), 10)))
+    return min(LONGEST_DELAY, timedelta(seconds=settings.RESTART_DELAY) * (1 << min(max(failures - 1, 0), 10)))
 
 
 def ended(replica: Replica, why: str) -> bool:
@@ -142,10 +146,24 @@ def look_after(sender: object, **_kwargs: Any) -> None:
 
 
 def due(deployment: Deployment) -> list[Replica]:
-    """Replicas whose time has come and whose nodes are there, the one that waits longest first."""
+    """Replicas whose time has come and whose nodes are there, with Ray; the one that waits longest first."""
     found = deployment.replicas.filter(state=ReplicaState.WAITING, restart_at__lte=now())
-    found = found.exclude(server__state__in=JOB_ACTIVE).select_related("node", "deployment")
-    return [replica for replica in found.order_by("restart_at") if not missing(replica)]
+    found = found.exclude(server__state__in=JOB_ACTIVE).select_related("node", "deployment__cluster__head")
+    return [one for one in found.order_by("restart_at") if not (missing(one) or _silent(one) or without_ray(one))]
+
+
+def without_ray(replica: Replica) -> list[Node]:
+    """The nodes that the replica needs and that its cluster's Ray has lost: they are brought back first."""
+    cluster = replica.deployment.cluster
+    if replica.spec.get("executor", "ray") != "ray" or cluster.state != ClusterState.DEGRADED:
+        return []
+    needed = hosts(replica)
+    return [node for node in clusters_care.missing(cluster) if node.name in needed]
+
+
+def _silent(replica: Replica) -> bool:
+    nodes = Node.objects.filter(name__in=hosts(replica)).values_list("pk", flat=True)
+    return any(SILENT < seconds < SILENT_LONG for seconds in store.silence(list(nodes)).values())
 
 
 def missing(replica: Replica) -> list[Node]:

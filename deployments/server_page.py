@@ -58,6 +58,10 @@ def _hope(replica: Replica) -> str:
     away = mending.missing(replica)
     if away:
         return _("It is started again as soon as %(nodes)s can be reached.") % {"nodes": ", ".join(map(str, away))}
+    rayless = mending.without_ray(replica)
+    if rayless:
+        told = {"nodes": ", ".join(map(str, rayless))}
+        return _("It is started again as soon as Ray is back on %(nodes)s.") % told
     left = replica.restart_at - mending.now()
     if left.total_seconds() <= 0:
         return _("It is started again in a moment.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from nodes import preparation, runs
@@ -47,11 +48,17 @@ def _gone(step: Step) -> str:
 
 
 def _name(step: Step) -> Command | Satisfied:
-    return preparation.by_root(step, recipes.name_elsewhere(preparation.gather(step.node), _gone(step)))
+    return _leaving(step.node) or preparation.by_root(
+        step, recipes.name_elsewhere(preparation.gather(step.node), _gone(step)))
 
 
 def _trust(step: Step) -> Command | Satisfied:
-    return recipes.trust_elsewhere(preparation.gather(step.node), _gone(step))
+    return _leaving(step.node) or recipes.trust_elsewhere(preparation.gather(step.node), _gone(step))
+
+
+def _leaving(node: Node) -> Satisfied | None:
+    """One that is being removed too has nothing to forget: all of it goes, and with it jobs that others began there."""
+    return Satisfied(_("it is being removed itself")) if node.state == NodeState.REMOVING else None
 
 
 runs.register(

@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, cast
 
+from django.conf import settings
 from django.dispatch import receiver
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -28,8 +29,8 @@ from nodes.remote.errors import HostProblem
 from nodes.runs import Stages
 from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState
 
-#: Seconds until the first attempt to bring back what is missing; doubled with each one, up to the longest.
-FIRST_DELAY, LONGEST_DELAY = 10, 300
+#: Seconds until an attempt to bring back what is missing: RESTART_DELAY, doubled with each one, up to this.
+LONGEST_DELAY = 300
 #: After so long in good health, a cluster's next trouble counts as its first.
 HEALTHY = timedelta(minutes=5)
 #: Seconds after which a view says nothing about now.
@@ -63,7 +64,7 @@ def look_after(sender: object, **_kwargs: Any) -> None:
 @receiver(signals.node_back)
 def node_back(sender: object, node: Node, **_kwargs: Any) -> None:
     """Who is back need not wait until the others' delay is over."""
-    soon = timezone.now() + timedelta(seconds=FIRST_DELAY)
+    soon = timezone.now() + timedelta(seconds=settings.RESTART_DELAY)
     Cluster.objects.filter(nodes=node, state=ClusterState.DEGRADED, next_try_at__gt=soon).update(next_try_at=soon)
 
 
@@ -193,4 +194,4 @@ def _dead_for_long(node: Node) -> bool:
 
 
 def _after(restarts: int) -> Any:
-    return timezone.now() + timedelta(seconds=min(FIRST_DELAY * 2**min(restarts, 10), LONGEST_DELAY))
+    return timezone.now() + timedelta(seconds=min(settings.RESTART_DELAY * 2**min(restarts, 10), LONGEST_DELAY))

@@ -94,6 +94,25 @@ class Xid:
 
 
 @dataclass(frozen=True)
+class GpuPair:
+    """How two GPUs reach each other, as `nvidia-smi topo` names it: "NV18", "PHB", "SYS"."""
+
+    one: int
+    other: int
+    link: str
+
+
+@dataclass(frozen=True)
+class MigInstance:
+    """A part that a GPU is split into."""
+
+    gpu: int
+    profile: str  # "3g.20gb"
+    uuid: str = ""
+    gigabytes: int = 0  # of memory, as its name says
+
+
+@dataclass(frozen=True)
 class Environment:
     """The Python environment that model servers run out of, as it is now: Quarterdeck's own, or an existing one."""
 
@@ -145,8 +164,11 @@ class Facts:
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""  # why none could be asked, in English as the node said it
     gpu_links: tuple[str, ...] = ()  # as `nvidia-smi topo` names them: "NV18", "PHB", "SYS"
+    gpu_pairs: tuple[GpuPair, ...] = ()
+    mig_instances: tuple[MigInstance, ...] = ()
     gpu_processes: tuple[Process, ...] = ()
     gpu_xids: tuple[Xid, ...] = ()
+    gpu_xid_error: str = ""  # why the kernel's log could not be read for them, as the node said it
     cuda: str = ""  # the newest that the driver can run
     accelerators: tuple[str, ...] = ()  # makers, with a driver or not: "nvidia", "amd", "ascend"
     accelerator_names: tuple[str, ...] = ()  # those of other makers that are known by name
@@ -168,6 +190,7 @@ class Facts:
         known = _known(cls, data)
         for name in ("cpu_flags", "addresses", "gpu_links", "accelerators", "models", "listening"):
             known[name] = tuple(known.get(name, ()))
+        known["gpu_pairs"] = tuple(GpuPair(*pair) for pair in known.get("gpu_pairs", ()) if len(pair) == 3)
         for name, kind in _LISTS.items():
             known[name] = tuple(kind(**_known(kind, item)) for item in known.get(name, ()))
         environment = _known(Environment, known.get("environment", {}))
@@ -183,7 +206,7 @@ class Facts:
 
 _LISTS = {
     "interfaces": Interface, "gpus": Gpu, "gpu_processes": Process, "leftovers": Process, "pythons": Python,
-    "disks": Disk, "gpu_xids": Xid,
+    "disks": Disk, "gpu_xids": Xid, "mig_instances": MigInstance,
 }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHt
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_safe
 
-from controlplane.streams import Chunk
 from nodes import logs
 from nodes.models import Job
 
@@ -38,10 +37,9 @@ def job_log(request: HttpRequest, job_id: uuid.UUID) -> HttpResponseBase:
 
 def _piece(job: Job, start: int, end: int) -> HttpResponse:
     """The bytes from ``start`` to ``end``; ``X-Log-Start`` says where those begin that are still kept."""
-    chunk = logs.read(job, start, min(end - start, _LARGEST_PIECE)) if start < end else Chunk(start, b"")
-    data = chunk.data[: max(0, end - chunk.start)]
-    response = HttpResponse(data, content_type="text/plain; charset=utf-8")
-    response.headers["X-Log-Start"] = str(chunk.start)
+    found = list(logs.pieces(job, start, min(end, start + _LARGEST_PIECE)))
+    response = HttpResponse(b"".join(piece.data for piece in found), content_type="text/plain; charset=utf-8")
+    response.headers["X-Log-Start"] = str(found[0].start if found else start)
     return response
 
 

@@ -54,12 +54,17 @@ def times(job: Job, start: int, end: int) -> Times:
 
 def read_all(job: Job, start: int = 0, end: int | None = None) -> Iterator[bytes]:
     """The log from ``start`` as far as it goes now, or to ``end``, in pieces; what is not kept any more is left out."""
+    return (chunk.data for chunk in pieces(job, start, end))
+
+
+def pieces(job: Job, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    """As `read_all`, each piece with where it begins."""
     position = start
     while end is None or position < end:
         chunk = read(job, position, PIECE if end is None else min(PIECE, end - position))
         if not chunk.data or (end is not None and chunk.start >= end):
             return
-        yield chunk.data
+        yield chunk if end is None else Chunk(chunk.start, chunk.data[: end - chunk.start], chunk.at)
         position = chunk.end
 
 

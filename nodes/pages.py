@@ -8,6 +8,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 from uuid import UUID
 
 from django.apps import apps
@@ -19,9 +21,10 @@ from django.utils.translation import gettext_lazy as _
 from controlplane.lifecycle import Lifecycle
 from controlplane.problems import Problem
 from controlplane.templatetags.deck import gib, mib_as_gib
-from nodes import runs
+from nodes import gpu_words, runs
 from nodes.facts import Facts, Interface
 from nodes.models import Bastion, Job, Node, Run, Step
+from nodes.states import RunState
 
 Text = str | Promise
 
@@ -35,6 +38,17 @@ class StepLine:
     about: Lifecycle | None = None  # what it is about beside the run's own subject, such as one replica of several
 
 
+class Stage(NamedTuple):
+    """Steps of one kind side by side on several nodes, told by the one that says most of how far they are."""
+
+    line: StepLine
+    times: int
+
+
+#: A stage has failed, runs or waits as soon as one of its steps does.
+_TELLS_MOST = (RunState.FAILED, RunState.RUNNING, RunState.WAITING, RunState.DONE, RunState.SKIPPED)
+
+
 @dataclass(frozen=True)
 class Story:
     """A run as a page tells it: title and lines."""
@@ -43,6 +57,14 @@ class Story:
     title: Text
     lines: Sequence[StepLine]
     about: Lifecycle | None  # what it is about; None when that is gone
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The lines in short: what happens on each node of a cluster is one stage."""
+        groups = groupby(self.lines, lambda line: (line.step.stage, line.step.kind, line.step.about))
+        alike = [list(group) for _kind, group in groups]
+        return [Stage(min(lines, key=lambda line: _TELLS_MOST.index(RunState(line.step.state))), len(lines))
+                for lines in alike]
 
     @property
     def several_nodes(self) -> bool:
@@ -223,7 +245,9 @@ def fact_rows(node: Node) -> list[tuple[Text, str]]:
         (_("Disk"), _of(facts.disk_free, facts.disk_total)),
         (_("Disks"), "\n".join(f"{disk.mount}: {_of(disk.free, disk.total)}" for disk in facts.disks[:6])),
         ("GPU", _gpus(facts)),
-        (_("GPU links"), ", ".join(facts.gpu_links)),
+        (_("GPU links"), gpu_words.links(facts)),
+        (_("GPU instances (MIG)"), gpu_words.split(facts)),
+        (_("Xid errors"), gpu_words.xids(facts) if facts.gpus else ""),
         (_("Driver"), _driver(facts)),
         (_("Other accelerators"), _others(facts)),
         (_("Network"), "\n".join(map(_interface, facts.interfaces[:6]))),

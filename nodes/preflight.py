@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from django.utils.translation import gettext as _
 
+from nodes import gpu_words
 from nodes.facts import Facts, Gpu, Process
 from nodes.remote.command import command
 
@@ -222,9 +223,10 @@ def _gpu(facts: Facts) -> Iterator[Finding]:
                 _("Use a newer GPU."),
             )
         if gpu.mig:
+            has = gpu_words.instances(facts, gpu.index) or _("none is made yet")
             yield _warns(
-                _("GPU %(index)d, %(name)s, is split into instances (MIG), which is not supported yet.")
-                % {"index": gpu.index, "name": gpu.name},
+                _("GPU %(index)d, %(name)s, is split into instances (MIG), which is not supported yet: %(has)s.")
+                % {"index": gpu.index, "name": gpu.name, "has": has},
                 _("Switch MIG off to use the whole GPU."),
                 command("sudo", "nvidia-smi", "-i", str(gpu.index), "-mig", "0").sh(),
             )

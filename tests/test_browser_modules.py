@@ -92,11 +92,12 @@ MANY = f"""async (count) => {{{PANE}
   return {{ rows: box.querySelectorAll("li").length, longest, shown, atEnd }};
 }}"""
 MERGE = f"""async () => {{{PANE}
-  const pane = new Pane(box, {{ name: (job) => ({{ text: job, number: 1 }}) }});
+  const pane = new Pane(box, {{ name: (job) => ({{ text: job, number: 1 }}), logs: 2 }});
   const timed = (text, time) => ({{ text, time, offset: time }});
   pane.add("te1", [timed("a", 1), timed("d", 4), timed("continues", 0)]);
+  await frames(3); // the past of the other has not come yet
   pane.add("te2", [timed("b", 2), timed("e", 5)]);
-  await frames(2);
+  while (pane.fresh.length || pane.frame) await frames(1);
   return [...box.querySelectorAll("li")].map((row) => row.querySelector(".of").textContent + row.lastChild.textContent);
 }}"""
 

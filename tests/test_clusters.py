@@ -114,7 +114,7 @@ def test_a_cluster_is_one_head_and_others_that_join_it(quarterdeck: Watch, clust
 def test_a_worker_that_dies_is_brought_back_by_itself(
     quarterdeck: Watch, cluster: Cluster, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters_care, "FIRST_DELAY", 0)
+    monkeypatch.setattr("django.conf.settings.RESTART_DELAY", 0)
     formed(cluster)
     kill(nodes[1])
     until(lambda: Run.objects.filter(story="mend", state=RunState.DONE).exists())
@@ -128,7 +128,7 @@ def test_a_worker_that_dies_is_brought_back_by_itself(
 def test_a_head_that_dies_takes_the_others_along_and_all_come_back(
     quarterdeck: Watch, cluster: Cluster, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters_care, "FIRST_DELAY", 0)
+    monkeypatch.setattr("django.conf.settings.RESTART_DELAY", 0)
     formed(cluster)
     before = {node.fresh().ray_id for node in nodes}
     kill(nodes[0])
@@ -172,7 +172,7 @@ def test_a_glitch_in_observing_starts_and_ends_nothing(
 def test_a_node_that_ray_lost_is_named_and_nothing_is_done_while_it_cannot_be_reached(
     quarterdeck: Watch, cluster: Cluster, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters_care, "FIRST_DELAY", 0)
+    monkeypatch.setattr("django.conf.settings.RESTART_DELAY", 0)
     monkeypatch.setattr(clusters_care, "DEAD_SECONDS", 0.0)
     formed(cluster)
     dead = View(nodes=(RayNode("127.0.0.3", head=True), RayNode("127.0.0.4"),

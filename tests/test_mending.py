@@ -15,12 +15,13 @@ from django.utils import timezone
 from controlplane import streams
 from controlplane.lifecycle import Event
 from controlplane.problems import Problem
-from deployments import canary, mending, rollout
+from deployments import canary, mending, rollout, server_page
 from deployments.models import Deployment, Replica
 from nodes import signals, tasks
 from nodes.models import Cluster, Job, Node, Run
 from nodes.runs import advance, cancel
 from nodes.states import FINISHED, RunState
+from nodes.telemetry import store
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db(transaction=True)]
 
@@ -268,6 +269,32 @@ def test_a_server_that_died_with_its_node_waits_for_the_node(deployment: Deploym
     Node.objects.filter(name="te2").update(state="ready")
     tick()
     assert unfinished() is not None
+
+
+def test_a_server_waits_for_a_node_that_has_just_fallen_silent(deployment: Deployment, clock: Clock) -> None:
+    dies(deployment, 2)
+    clock.on(seconds=10)
+    key = store.node_key(Node.objects.get(name="te2").pk)
+    seconds, _micros = streams.client().time()
+    streams.client().xadd(key, {"s": "{}"}, id=f"{(seconds - 20) * 1000}-0")
+    assert mending.due(deployment) == []
+    streams.client().xadd(key, {"s": "{}"})
+    assert mending.due(deployment) == [replica(deployment, 2)]
+
+
+def test_a_server_waits_for_ray_on_its_own_nodes_and_for_no_other(deployment: Deployment, clock: Clock) -> None:
+    Cluster.objects.update(state="degraded")
+    for name, state in (("te1", "exited"), ("te2", "running")):
+        node = Node.objects.get(name=name)
+        ray = Job.objects.create(node=node, name="ray-worker", service=True, state=state)
+        Node.objects.filter(pk=node.pk).update(cluster=Cluster.objects.get(), ray=ray)
+    dies(deployment, 1)
+    dies(deployment, 2)
+    clock.on(seconds=10)
+    assert mending.due(deployment) == [replica(deployment, 2)]
+    (waits, waits_not) = Deployment.objects.get().replicas.order_by("number")
+    assert server_page._hope(waits) == "It is started again as soon as Ray is back on te1."
+    assert server_page._hope(waits_not) == "It is started again in a moment."
 
 
 def test_a_server_on_a_node_out_of_sight_that_answers_stays_in_service(deployment: Deployment, clock: Clock) -> None:

@@ -216,6 +216,18 @@ def test_a_deployment_page_says_how_to_call_it(admin: Client, deployment: Deploy
     assert deployment.fresh().api_key.reveal() not in page
 
 
+def test_what_happens_on_each_node_of_a_cluster_is_one_phase(admin: Client, deployment: Deployment) -> None:
+    run = Run.objects.create(story="rollout", about=deployment.subject, state="running")
+    steps = [("facts", "done"), ("room", "running"), ("room", "done"), ("serve", "waiting")]
+    for number, (kind, state) in enumerate(steps):
+        node = Node.objects.create(name=f"of-{number}", address=f"10.9.0.{number}")
+        Step.objects.create(run=run, stage=["facts", "room", "serve"].index(kind), kind=kind, node=node, state=state)
+    page = text_of(admin.get(deployment.get_absolute_url()))
+    phases = page.partition('class="stepper"')[2].partition("</ol>")[0]
+    assert re.findall(r"is-\w+(?= tone)", phases) == ["is-done", "is-busy", "is-todo"]
+    assert phases.count("×2") == 1
+
+
 def test_a_failed_deployment_shows_its_reason_and_a_next_step(admin: Client, deployment: Deployment) -> None:
     Deployment.objects.update(state="failed", reason="/data/none has no config.json.")
     page = text_of(admin.get(deployment.get_absolute_url()))

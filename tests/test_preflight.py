@@ -5,6 +5,7 @@ The node is a real one (two H200, one of them used by somebody's program), chang
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from nodes.facts import Environment, Facts, Gpu, Process, Xid
+from nodes import gpu_words
+from nodes.facts import Environment, Facts, Gpu, GpuPair, MigInstance, Process, Xid
 from nodes.preflight import GIB, MIB, Finding, Severity, findings
 
 REAL = Facts.from_json(json.loads((Path(__file__).parent / "facts" / "node" / "h200x2.json").read_text()))
@@ -97,7 +99,11 @@ def test_what_makes_preparing_fail_blocks(facts: Facts, said: str) -> None:
         (changed(CPU, clock_offset=-3600.0), "The clock is 3600 s behind."),
         (changed(CPU, accelerators=("amd",)), "an accelerator by AMD, which Quarterdeck does not"),
         (changed(CPU, accelerators=("ascend",)), "an accelerator by Huawei Ascend"),
-        (with_gpu(mig=True), "is split into instances (MIG)"),
+        (with_gpu(mig=True), "is split into instances (MIG), which is not supported yet: none is made yet."),
+        (changed(with_gpu(mig=True), mig_instances=(
+            *(MigInstance(0, "3g.20gb", uuid, 20) for uuid in "ab"), MigInstance(0, "1g.5gb", "c", 5),
+            MigInstance(1, "1g.5gb", "d", 5))),
+         "not supported yet: 2 × 3g.20gb with 20 GB each, 1g.5gb with 5 GB."),
         (with_gpu(ecc_errors=3), "has had 3 memory errors"),
         (changed(with_gpu(bus="3b:00"), gpu_xids=(Xid("3b:00", 79, 2),)),
          "GPU 0 has reported the error Xid 79, 2 times since the start: it fell off the bus"),
@@ -164,3 +170,50 @@ def test_what_blocks_comes_first() -> None:
     bad = changed(CPU, clock_offset=60.0, memory_total=1 * GIB, python="3.8.10", hostname_address="127.0.1.1")
     severities = [finding.severity for finding in findings(bad)]
     assert severities == [Severity.BLOCKS, Severity.WARNS, Severity.WARNS, Severity.WARNS]
+
+
+# --- GPUs in words ----------------------------------------------------------------------------------------------
+
+
+def paired(*links: str) -> Facts:
+    """Four GPUs with these links, in the order 0–1, 0–2, 0–3, 1–2, 1–3, 2–3."""
+    pairs = itertools.combinations(range(4), 2)
+    return changed(GOOD, gpu_pairs=tuple(GpuPair(*pair, link) for pair, link in zip(pairs, links, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (paired(*["NV18"] * 6), "NVLink, 18 links: all 6 pairs"),
+        (paired("NV4", "SYS", "SYS", "SYS", "SYS", "NV1"),
+         "NVLink, 1 link: 2–3\nNVLink, 4 links: 0–1\nfrom socket to socket (SYS): 0–2, 0–3, 1–2, 1–3"),
+        (changed(GOOD, gpu_links=("NV18", "NEW")), "NVLink, 18 links, NEW"),
+        (changed(GOOD, gpu_links=()), ""),
+        (changed(GOOD, gpu_pairs=(GpuPair(0, 1, "PHB"),)), "PCIe, by way of the processor (PHB): 0–1"),
+        (changed(GOOD, gpu_pairs=(*(GpuPair(0, n, "SYS") for n in range(1, 15)), GpuPair(1, 2, "PIX"))),
+         "one PCIe switch (PIX): 1–2\nfrom socket to socket (SYS): 14 of 15 pairs"),
+    ],
+)  # fmt: skip
+def test_links_between_gpus_are_told_pair_by_pair(facts: Facts, said: str) -> None:
+    assert gpu_words.links(facts) == said
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (changed(GOOD, cuda="13.0"), "none since the start"),
+        (changed(GOOD, uid=0, gpu_xid_error="no dmesg"), "the kernel's log cannot be read (no dmesg)"),
+        (changed(GOOD, uid=1000, gpu_xid_error="dmesg: Operation not permitted"),
+         "not readable without root (dmesg: Operation not permitted)"),
+        (changed(with_gpu(bus="3b:00"), gpu_xids=(Xid("3b:00", 79, 2), Xid("af:00", 31))),
+         "GPU 0: 2 × Xid 79, GPU af:00: 1 × Xid 31"),
+    ],
+)  # fmt: skip
+def test_whether_gpus_reported_errors_is_told_or_that_nobody_may_know(facts: Facts, said: str) -> None:
+    assert gpu_words.xids(facts) == said
+
+
+def test_what_gpus_are_split_into_is_told_for_each() -> None:
+    facts = changed(GOOD, gpus=tuple(replace(GOOD.gpus[0], index=n, mig=n < 2) for n in range(3)),
+                    mig_instances=(MigInstance(0, "3g.20gb", "a", 20),))
+    assert gpu_words.split(facts) == "GPU 0: 3g.20gb with 20 GB\nGPU 1: no instance"

@@ -180,6 +180,26 @@ def test_a_field_that_an_older_nvidia_smi_does_not_know_is_left_out(tmp_path: Pa
     assert [gpu.name for gpu in facts.gpus] == ["Tesla V100"]
 
 
+@pytest.mark.parametrize(("dmesg", "journalctl", "error", "xids"), [
+    ("echo 'NVRM: Xid (PCI:0000:3b:00): 79, pid=1'", "exit 1", "", 1),
+    ("echo 'dmesg: read kernel buffer failed: Operation not permitted' >&2; exit 1",
+     "echo 'NVRM: Xid (PCI:0000:3b:00): 31, pid=1'", "", 1),
+    ("exit 1", "echo 'Hint: You are currently not seeing messages from other users.' >&2", "Hint: You are", 0),
+    ("exit 1", "echo 'No journal files were opened.' >&2; exit 1", "No journal files", 0),
+])
+def test_errors_of_gpus_that_only_root_may_read_are_not_called_none(
+    tmp_path: Path, dmesg: str, journalctl: str, error: str, xids: int
+) -> None:
+    folder = stand_in(tmp_path, "printf 'index, name\\n0, Tesla V100\\n'")
+    for name, script in (("dmesg", dmesg), ("journalctl", journalctl)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    facts = Facts.from_json(asked(tmp_path, path=folder))
+    assert len(facts.gpu_xids) == xids
+    assert facts.gpu_xid_error.startswith(error)
+    assert bool(facts.gpu_xid_error) == bool(error)
+
+
 def test_a_driver_that_does_not_answer_is_said_in_its_own_words(tmp_path: Path) -> None:
     words = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     answer = asked(tmp_path, path=stand_in(tmp_path, f'echo "{words}"; exit 9'))

@@ -207,6 +207,17 @@ def test_those_that_know_a_node_are_found_and_those_away_are_told_apart() -> Non
         ("facts", "te9"), ("forget-name", "te2"), ("forget-trust", "te2")]
 
 
+def test_one_that_is_removed_too_is_asked_nothing() -> None:
+    """Who removes many removes them one after the other."""
+    gone, near = knowing("te9", of="te9"), knowing("te2", of="te9")
+    run = removal.remove(gone, None, models=False)
+    removal.remove(near, None, models=False)
+    run.steps.filter(kind="facts").update(state="done")
+    runs.advance(run.pk)
+    assert set(run.steps.filter(node=near).values_list("state", "reason")) == {
+        ("skipped", "it is being removed itself")}
+
+
 def test_pages_tell_who_forgets_it_and_what_to_do_when_a_removal_failed(admin_client: Client) -> None:
     gone = knowing("te9", of="te9")
     knowing("te2", of="te9")

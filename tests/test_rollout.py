@@ -164,7 +164,7 @@ def test_a_server_that_ends_by_itself_is_noticed_whatever_its_status(
 def test_a_server_that_died_comes_back_by_itself(
     quarterdeck: Watch, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.mending.FIRST_DELAY", timedelta(0))
+    monkeypatch.setattr("django.conf.settings.RESTART_DELAY", 0)
     died = server(rolled_out(deployment))
     runs.end_job(died, "KILL")
     until(lambda: server(deployment) != died)

@@ -38,10 +38,12 @@ from nodes.remote.readings import (
     parse_default_interface,
     parse_distributions,
     parse_gpu_links,
+    parse_gpu_pairs,
     parse_gpu_processes,
     parse_gpus,
     parse_listening,
     parse_meminfo,
+    parse_mig,
     parse_mounts,
     parse_os_release,
     parse_packages,
@@ -347,8 +349,10 @@ def gpus(root: Path) -> Fact:
         found = parse_gpus(query("gpu", GPU_FIELDS))
     except (OSError, RuntimeError) as error:
         return {"gpus": [], "gpu_error": f"nvidia-smi failed: {error}"}
-    links = parse_gpu_links(ask("nvidia-smi", "topo", "-m")[1]) if len(found) > 1 else []
-    return {"gpus": found, "gpu_error": "", "gpu_links": links}
+    topology = ask("nvidia-smi", "topo", "-m")[1] if len(found) > 1 else ""
+    split = ask("nvidia-smi", "-L")[1] if any(gpu["mig"] for gpu in found) else ""
+    return {"gpus": found, "gpu_error": "", "gpu_links": parse_gpu_links(topology),
+            "gpu_pairs": parse_gpu_pairs(topology), "mig_instances": parse_mig(split)}  # fmt: skip
 
 
 def gpu_software(root: Path) -> Fact:
@@ -357,11 +361,21 @@ def gpu_software(root: Path) -> Fact:
         return {}
     cuda = parse_cuda_version(ask("nvidia-smi")[1])
     try:
-        status, log, _ = ask("dmesg")
-        status, log, _ = (status, log, "") if status == 0 else ask("journalctl", "-k", "-b", "-o", "cat", "--no-pager")
-    except OSError:
-        status, log = 1, ""
-    return {"cuda": cuda, **({"gpu_xids": parse_xids(log)} if status == 0 else {})}
+        return {"cuda": cuda, "gpu_xids": parse_xids(kernel_log()), "gpu_xid_error": ""}
+    except (OSError, RuntimeError) as error:
+        return {"cuda": cuda, "gpu_xid_error": str(error)}
+
+
+def kernel_log() -> str:
+    """What the kernel said since the start. Raises OSError or RuntimeError where it may not be read."""
+    status, log, why = ask("dmesg")
+    if status == 0:
+        return log
+    status, log, error = ask("journalctl", "-k", "-b", "-o", "cat", "--no-pager")
+    # It shows nobody's messages to who may not see them, and ends well.
+    if status != 0 or "not seeing messages" in error:
+        raise RuntimeError(" ".join((why or error).split())[:200] or f"it ended with status {status}")
+    return log
 
 
 def gpu_processes(root: Path) -> Fact:

@@ -92,6 +92,27 @@ def parse_gpu_links(text: str) -> list[str]:
     return sorted({cell for cell in cells if re.match(r"(NV\d+|PIX|PXB|PHB|NODE|SYS)$", cell)})
 
 
+def parse_gpu_pairs(text: str) -> list[list[Any]]:
+    """Each pair of GPUs once, with its link, from ``nvidia-smi topo -m``: [0, 1, "NV18"]."""
+    rows = [line.split() for line in text.splitlines() if re.match(r"GPU\d+\s", line)]
+    return [[one, other, rows[one][other + 1]] for one in range(len(rows)) for other in range(one + 1, len(rows))
+            if len(rows[one]) > other + 1]  # fmt: skip
+
+
+def parse_mig(text: str) -> list[Fact]:
+    """The instances that GPUs are split into, from ``nvidia-smi -L``: "MIG 3g.20gb  Device  0: (UUID: MIG-…)"."""
+    found, gpu = [], -1
+    for line in text.splitlines():
+        whole = re.match(r"GPU (\d+):", line)
+        gpu = int(whole.group(1)) if whole else gpu
+        part = re.match(r"\s+MIG (\S+)\s+Device\s+\d+:\s+\(UUID: (\S+)\)", line)
+        if part and gpu >= 0:
+            size = re.search(r"\.(\d+)gb", part.group(1))
+            found.append({"gpu": gpu, "profile": part.group(1), "uuid": part.group(2),
+                          "gigabytes": int(size.group(1)) if size else 0})  # fmt: skip
+    return found
+
+
 def parse_os_release(text: str) -> str:
     match = re.search(r'^PRETTY_NAME="?(.*?)"?$', text, re.MULTILINE)
     return match.group(1) if match else ""

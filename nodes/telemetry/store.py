@@ -72,6 +72,17 @@ def newest_of_nodes(node_ids: Sequence[int]) -> dict[int, Sample]:
     return {node_id: sample for node_id, sample in found if sample is not None}
 
 
+def silence(node_ids: Sequence[int]) -> dict[int, float]:
+    """Seconds since each node was heard of, by Redis's own clock; not of those that never were."""
+    pipe = streams.client().pipeline(transaction=False)
+    for one in node_ids:
+        pipe.xrevrange(node_key(one), count=1)
+    pipe.time()
+    *found, (seconds, micros) = pipe.execute()
+    last = {one: entries[0][0] for one, entries in zip(node_ids, found, strict=True) if entries}
+    return {one: seconds + micros / 1e6 - int(entry.partition(b"-")[0]) / 1e3 for one, entry in last.items()}
+
+
 def holders() -> dict[int, list[list[Any]]]:
     """Who holds the GPUs of each node, as it last said."""
     return {int(node): rows for node, rows in _last_said(HOLDERS).items()}

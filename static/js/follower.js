@@ -3,18 +3,28 @@
 
 import { connect } from "./socket.js";
 import { Lines } from "./lines.js";
+import { piece } from "./piece.js";
 
-const BEFORE = 1 << 18; // bytes before a linked line, and of earlier lines at once
+const PIECE = 1 << 18; // bytes before a linked line and behind it, and of earlier or later lines at once
 
-/** `on.lines(lines, unfinished)`, `on.first(offset)`: nothing before it was taken, `on.skipped`, `on.ended`, `on.lost`, … */
+/**
+ * `on.lines(lines, unfinished)`, `on.skipped`, `on.ended`, `on.lost`, … With `from`, the offset of a linked line, the piece
+ * around that is read: `apart` from the log's end until `later` has come there.
+ */
 export class Follower {
   constructor(job, on, from = null) {
-    Object.assign(this, { job, on, heard: from !== null, ended: null, first: null });
-    this.lines = new Lines(Math.max(0, (from ?? 0) - BEFORE));
+    Object.assign(this, { job, on, heard: from !== null, apart: from !== null, ended: null, first: null, socket: null });
+    this.lines = new Lines(Math.max(0, (from ?? 0) - PIECE));
+    if (this.apart) this.around(from);
+    else this.connect();
+  }
+
+  connect() {
+    this.apart = false;
     this.socket = connect(() => this.address(), {
       message: ({ data }) => this.receive(data),
-      lost: () => on.lost(),
-      refused: () => on.missing(),
+      lost: () => this.on.lost(),
+      refused: () => this.on.missing(),
     });
   }
 
@@ -24,7 +34,8 @@ export class Follower {
   }
 
   stop() {
-    this.socket.stop();
+    this.stopped = true;
+    this.socket?.stop();
   }
 
   receive(data) {
@@ -38,6 +49,10 @@ export class Follower {
       this.socket.again(); // a piece is missing or doubled: ask again from the byte that was taken
       return;
     }
+    this.deliver(lines);
+  }
+
+  deliver(lines) {
     this.first ??= lines[0]?.offset ?? null;
     this.on.lines(lines, this.lines.unfinished);
   }
@@ -55,15 +70,30 @@ export class Follower {
     }
   }
 
+  /** The lines around a linked one, however far back it is. */
+  async around(offset) {
+    try {
+      while (this.apart && this.lines.offset <= offset + PIECE / 2) await this.later(offset);
+    } catch {
+      this.on.unread();
+    }
+  }
+
+  /** The next piece of a log that is read from its middle on; at its end it is followed again. */
+  async later(wanted = Infinity) {
+    const [begins, bytes] = await piece(this.job, this.lines.offset, this.lines.offset + PIECE);
+    if (this.stopped) return;
+    if (begins > wanted) this.on.unkept();
+    if (begins > this.lines.offset) this.lines.skip(begins);
+    if (bytes.length) this.deliver(this.lines.more(bytes));
+    else this.connect();
+  }
+
   /** Lines before the first one, which was not the log's: a piece of them. */
   async earlier() {
-    const start = Math.max(0, this.first - BEFORE);
-    const response = await fetch(`/jobs/${this.job}/log?start=${start}&end=${this.first}`);
-    if (!response.ok) throw new Error(`HTTP ${response.status}`);
-    const bytes = new Uint8Array(await response.arrayBuffer());
-    const begins = Number(response.headers.get("X-Log-Start") ?? start);
-    const lines = new Lines(begins);
-    const found = bytes.length ? lines.split(bytes) : [];
+    const start = Math.max(0, this.first - PIECE);
+    const [begins, bytes] = await piece(this.job, start, this.first);
+    const found = bytes.length ? new Lines(begins).split(bytes) : [];
     this.first = begins > start ? 0 : found[0]?.offset ?? start; // what nobody keeps any more is not asked for again
     return found;
   }

@@ -27,11 +27,15 @@ export class Lines {
     if (start !== this.offset) return null;
     const time = Number(head.getBigUint64(8));
     if (time) this.mark(start, time);
+    return this.more(bytes);
+  }
+
+  /** The lines that the next bytes complete. */
+  more(bytes) {
     this.offset += bytes.length;
     return this.split(bytes);
   }
 
-  /** From byte `offset` on it came at `time`. */
   mark(offset, time) {
     if (this.marks.at(-1)?.[1] !== time) this.marks.push([offset, time]);
   }
@@ -74,7 +78,7 @@ export class Lines {
     return this.partial ? "" : settle(this.decoder.decode(this.rest));
   }
 
-  /** Bytes up to `offset` are not there: go on behind them, after the line that is cut by it. */
+  /** Bytes up to `offset` are not there: go on after the line that is cut by it. */
   skip(offset) {
     this.offset = this.begun = offset;
     this.rest = new Uint8Array(0);
@@ -92,6 +96,5 @@ function joined(one, other) {
 /** What is left of a line in which a carriage return began the line anew (progress bars do this). */
 function settle(line) {
   const text = line.endsWith("\r") ? line.slice(0, -1) : line;
-  const again = text.lastIndexOf("\r");
-  return again < 0 ? text : text.slice(again + 1);
+  return text.slice(text.lastIndexOf("\r") + 1);
 }

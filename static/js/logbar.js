@@ -5,7 +5,10 @@ export class LogBar {
     this.part = (name) => root.querySelector(`[data-${name}]`);
     Object.assign(this, { view, panes: () => view.panes });
     const pressed = (name) => this.part(name).getAttribute("aria-pressed") === "true";
-    this.part("follow").onclick = () => this.panes().forEach(({ scroll }) => scroll.follow(!pressed("follow")));
+    this.part("follow").onclick = () => {
+      if (view.apart()) view.whole();
+      else this.panes().forEach(({ scroll }) => scroll.follow(!pressed("follow")));
+    };
     this.part("wrap").onclick = () => {
       this.part("panes").classList.toggle("is-unwrapped", pressed("wrap"));
       this.press("wrap", !pressed("wrap"));
@@ -14,6 +17,7 @@ export class LogBar {
     this.part("level").onchange = () => this.levels();
     this.part("error").onclick = () => this.firstError();
     this.part("earlier").onclick = () => this.earlier();
+    this.part("later").onclick = () => this.later();
     root.addEventListener("click", (event) => event.target.closest("a.at") && this.link(event));
     setInterval(() => this.countErrors(), 500);
   }
@@ -41,12 +45,25 @@ export class LogBar {
     return undefined;
   }
 
-  async earlier() {
-    const [button, follower] = [this.part("earlier"), this.view.followers[0]];
+  earlier() {
+    return this.read(this.part("earlier"), async (follower) => {
+      this.panes()[0].prepend(follower.job, await follower.earlier());
+      return !follower.first;
+    });
+  }
+
+  later() {
+    return this.read(this.part("later"), async (follower) => {
+      await follower.later();
+      return !follower.apart;
+    });
+  }
+
+  /** A piece that a button asks for, which goes once `piece` says that there is no more. */
+  async read(button, piece) {
     button.disabled = true;
     try {
-      this.panes()[0].prepend(follower.job, await follower.earlier());
-      button.hidden = !follower.first;
+      button.hidden = await piece(this.view.followers[0]);
     } catch {
       this.view.say(this.view.text.unread);
     } finally {

@@ -24,12 +24,13 @@ export class LogView {
   /** Show these sources ({job, node, title}), "together" in one box or each in a pane; `mark`: a linked line. */
   show(sources, mode, mark = null) {
     this.stop();
+    this.whole = () => this.show(sources, mode);
     const shown = sources.slice(0, AT_ONCE);
     const groups = mode === "panes" && shown.length > 1 ? shown.map((source) => [source]) : [shown];
     this.part("panes").classList.toggle("panes", groups.length > 1);
     for (const group of groups) this.open(group, groups.length > 1, mark);
     this.bar.press("follow", true);
-    this.part("earlier").hidden = true;
+    this.part("earlier").hidden = this.part("later").hidden = true;
     this.bar.levels();
     this.say(this.text.waiting);
   }
@@ -40,7 +41,9 @@ export class LogView {
     made.querySelector("h3").hidden = !titled;
     this.part("panes").append(made);
     const linked = mark && group.some(({ job }) => job === mark.job) ? `log-${mark.job}-${mark.offset}` : "";
-    const pane = new Pane(made.querySelector("[data-box]"), { name: group.length > 1 ? namer(group) : null, mark: linked });
+    const pane = new Pane(made.querySelector("[data-box]"), {
+      name: group.length > 1 ? namer(group) : null, logs: group.length, mark: linked,
+    });
     pane.scroll.onFollow = (on) => this.bar.press("follow", on);
     pane.wanted = this.part("filter").value.toLowerCase();
     this.panes.push(pane);
@@ -53,12 +56,20 @@ export class LogView {
         pane.add(job, lines, unfinished);
         this.say("");
         this.part("earlier").hidden = this.followers.length !== 1 || !this.followers[0]?.first;
+        this.part("later").hidden = !this.apart();
       },
       skipped: ([start, end]) => pane.add(job, [this.gap(start, end)]),
       ended: (ended) => this.concluded(ended, asAsked),
       lost: () => this.say(this.text.lost),
       missing: () => this.say(this.text.missing),
+      unread: () => this.say(this.text.unread),
+      unkept: () => this.say(this.text.unkept),
     }, from);
+  }
+
+  /** Whether lines stand there that are not those at the log's end. */
+  apart() {
+    return this.followers.some(({ apart }) => apart);
   }
 
   gap(start, end) {

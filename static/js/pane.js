@@ -1,6 +1,7 @@
 // Draws lines of one or several logs in one box. Lines lie in blocks, and the browser lays out only the blocks that are in
 // sight (content-visibility), so that a hundred thousand lines stay smooth; beyond that the oldest are taken out again.
 
+import { Fresh } from "./fresh.js";
 import { rows, sift } from "./rows.js";
 import { Scroll } from "./scroll.js";
 
@@ -10,9 +11,9 @@ const A_SIFT = 25; // blocks in one frame
 const A_FRAME = 3000; // lines drawn in one, so that the page answers meanwhile
 
 export class Pane {
-  /** `name(job)`: what stands before each line, where several logs share the box; `mark`: the id of a linked line. */
-  constructor(box, { name = null, mark = "" } = {}) {
-    Object.assign(this, { box, name, mark, list: box.querySelector("[data-list]"), fresh: [], open: new Map() });
+  /** `name(job)`: what stands before each line, where several `logs` share the box; `mark`: the id of a linked line. */
+  constructor(box, { name = null, logs = 1, mark = "" } = {}) {
+    Object.assign(this, { box, name, mark, list: box.querySelector("[data-list]"), fresh: new Fresh(logs), open: new Map() });
     Object.assign(this, { wanted: "", count: 0, frame: 0, filtering: 0, block: null, scroll: new Scroll(box) });
     this.tail = document.createElement("ol");
     this.list.replaceChildren(this.tail);
@@ -27,26 +28,14 @@ export class Pane {
 
   /** Lines of a job, each with offset, time and text, and its unfinished last one. */
   add(job, lines, unfinished = "") {
-    for (const line of lines) this.fresh.push({ job, ...line });
-    if (this.name && lines.length) this.sort();
-    if (this.fresh.length > MOST) this.fresh.splice(0, this.fresh.length - MOST);
+    this.fresh.add(job, lines, MOST);
     if (unfinished) this.open.set(job, unfinished);
     else this.open.delete(job);
     this.frame ||= requestAnimationFrame(() => this.draw());
   }
 
-  /** What waits to be drawn goes by time; a line whose time is not known stays behind the one before it. */
-  sort() {
-    const last = new Map();
-    for (const line of this.fresh) {
-      line.time ||= last.get(line.job) ?? 0;
-      last.set(line.job, line.time);
-    }
-    this.fresh.sort((one, other) => one.time - other.time);
-  }
-
   draw() {
-    const drawn = this.fresh.splice(0, A_FRAME);
+    const drawn = this.fresh.take(A_FRAME);
     for (let from = 0; from < drawn.length;) {
       if (!this.block || this.block.childElementCount >= BLOCK) this.tail.before((this.block = document.createElement("ol")));
       const piece = drawn.slice(from, from + BLOCK - this.block.childElementCount);

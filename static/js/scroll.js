@@ -1,5 +1,7 @@
 // A box that stays at its end while more comes, until somebody scrolls back; at its end again it follows again.
 
+const FRAMES = 3;
+
 export class Scroll {
   constructor(box) {
     Object.assign(this, { box, following: true, onFollow: null });
@@ -13,6 +15,7 @@ export class Scroll {
 
   stop() {
     this.listeners.abort();
+    cancelAnimationFrame(this.again);
   }
 
   atEnd() {
@@ -25,7 +28,11 @@ export class Scroll {
     this.settle();
   }
 
-  settle() {
-    if (this.following) this.box.scrollTop = this.box.scrollHeight;
+  /** At the end also in the next frames: blocks have their true height only once they come into sight. */
+  settle(frames = FRAMES) {
+    cancelAnimationFrame(this.again);
+    if (!this.following) return;
+    this.box.scrollTop = this.box.scrollHeight;
+    if (frames) this.again = requestAnimationFrame(() => this.settle(frames - 1));
   }
 }

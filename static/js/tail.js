@@ -56,14 +56,13 @@ class Tail {
   wanted() {
     const value = this.part("source").value;
     const node = this.part("node")?.value;
-    const kinds = new Set();
-    return this.options().filter((option) => {
-      if (value !== "all") return option.value === value;
+    if (value !== "all") return this.options().filter((option) => option.value === value);
+    const newest = new Map();
+    for (const option of this.options()) {
       const kind = `${option.dataset.kind} ${option.dataset.node}`;
-      const first = !kinds.has(kind);
-      kinds.add(kind);
-      return first && (!node || option.dataset.node === node);
-    });
+      if (!(newest.get(kind)?.dataset.at > option.dataset.at)) newest.set(kind, option);
+    }
+    return [...newest.values()].filter((option) => !node || option.dataset.node === node);
   }
 
   show(again, mark = null) {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,14 @@ class LabDeck(Deck):
 
     def __init__(self, var: Path, *arguments: str, **environment: str) -> None:
         super().__init__(var, *arguments, **environment)
-        self._environment = {**os.environ, **environment, "QUARTERDECK_VAR": str(var),
-                             "DJANGO_SETTINGS_MODULE": "controlplane.settings"}
         self._console: subprocess.Popen[str] | None = None
 
     def do(self, source: str, **known: object) -> Any:
         """Run Python inside this installation; returns what it left in ``answer``. AssertionError for its exception."""
         if self._console is None:
             self._console = subprocess.Popen(
-                [sys.executable, "-c", _CONSOLE], cwd=ROOT, env=self._environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                [sys.executable, "-c", _CONSOLE], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env={**self.environment, "DJANGO_SETTINGS_MODULE": "controlplane.settings"})
         assert self._console.stdin is not None
         assert self._console.stdout is not None
         self._console.stdin.write(json.dumps({"source": source, "known": known}) + "\n")
@@ -132,11 +130,19 @@ class LabDeck(Deck):
         until(lambda: self.run(pk)["state"] in ("done", "failed"), seconds, f"run {pk} is over: {self.run(pk)}")
         return self.run(pk)
 
+    def crash(self, but: Collection[int] = ()) -> None:
+        self._close_console()
+        super().crash(but)
+
     def stop(self) -> int:
+        self._close_console()
+        return super().stop()
+
+    def _close_console(self) -> None:
         if self._console is not None:
             assert self._console.stdin is not None
             assert self._console.stdout is not None
             self._console.stdin.close()
             self._console.wait(10)
             self._console.stdout.close()
-        return super().stop()
+            self._console = None

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from nodes.remote import job
@@ -38,12 +39,16 @@ class Deck:
 
     def __init__(self, var: Path, *arguments: str, **environment: str) -> None:
         self.var = var
+        self._line = [sys.executable, "manage.py", "up", "--port", "0", *arguments]
+        self.environment = {**os.environ, "QUARTERDECK_VAR": str(var), "LANG": "C.UTF-8", **environment}
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again after `crash`, with what its var/ has."""
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "up", "--port", "0", *arguments],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env={**os.environ, "QUARTERDECK_VAR": str(var), "LANG": "C.UTF-8", **environment},
-        )
+            self._line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=self.environment)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -93,6 +98,21 @@ class Deck:
         assert pids, f"nothing to kill: {words}"
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+    def crash(self, but: Collection[int] = ()) -> None:
+        """kill -9 all processes of it, except those named; nothing is told or put away."""
+        self.process.kill()
+        self.process.wait(10)
+        until(lambda: not self._killed(but), 10, "nothing of it is left")
+        self._reader.join(10)
+
+    def _killed(self, but: Collection[int]) -> set[int]:
+        """What is left of it, and was sent SIGKILL just now."""
+        found = set(self.children()) - set(but)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return found
 
     def stop(self) -> int:
         """Ctrl-C, and wait for its end; its exit status."""
