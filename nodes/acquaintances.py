@@ -6,6 +6,7 @@ Those in sight are made to forget it, before it is taken away itself; the others
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -29,11 +30,25 @@ class Acquaintances:
 
 def of(node: Node) -> Acquaintances:
     """Who knows the node, as far as was seen when they were looked at last."""
-    others = Node.objects.exclude(pk=node.pk).select_related("jump", "bastion").defer("facts_json", "jump__facts_json")
-    seen = dict(Node.objects.exclude(pk=node.pk).values_list("pk", "facts_json__blocks"))
-    knowing = [one for one in others if recipes.knows(seen.get(one.pk) or {}, node.name)]
+    knowing = _knowing(node, _blocks(node))
     away = [one for one in knowing if one.key_changed or one.state in (NodeState.UNREACHABLE, NodeState.REMOVING)]
     return Acquaintances([one for one in knowing if one not in away], away)
+
+
+def trusting(node: Node) -> list[Node]:
+    """Who signs in to the node only if it shows the host key that was pinned when they were prepared."""
+    pinned = {pk: {"known_hosts": (blocks or {}).get("known_hosts", {})} for pk, blocks in _blocks(node).items()}
+    return _knowing(node, pinned)
+
+
+def _knowing(node: Node, blocks: dict[int, Any]) -> list[Node]:
+    others = Node.objects.exclude(pk=node.pk).select_related("jump", "bastion").defer("facts_json", "jump__facts_json")
+    return [one for one in others if recipes.knows(blocks.get(one.pk) or {}, node.name)]
+
+
+def _blocks(node: Node) -> dict[int, Any]:
+    """What each other node was seen to have of Quarterdeck's blocks."""
+    return dict(Node.objects.exclude(pk=node.pk).values_list("pk", "facts_json__blocks"))
 
 
 def stages(node: Node) -> list[list[Planned]]:
