@@ -10,7 +10,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from controlplane.problems import Problem
 from controlplane.roles import OPERATOR, SignedIn, role_required
-from deployments import accepted, command_page, exchange, plan_page, planning, revisions, rollout, server_page
+from deployments import accepted, command_page, dry_run, exchange, plan_page, planning, revisions, rollout, server_page
 from deployments.forms import FLAGS, LAYOUT, DeploymentForm, initial
 from deployments.models import Deployment
 from deployments.planning import Planned
@@ -95,10 +95,23 @@ def plan(request: SignedIn) -> HttpResponse:
         spec = form.spec
         planned = planning.plan_for(spec, besides)
         page["shown"] = plan_page.shown(planned)
+        page["verdict"] = _verdict(spec, planned)
         page |= _more(spec, planned, besides)
     except Problem as problem:
         page["problem"] = problem
     return render(request, "deployments/plan.html", page)
+
+
+def _verdict(spec: Spec, planned: Planned) -> dry_run.Verdict | None:
+    """What the vLLM of the first node says of the typed options together, in the planned layout."""
+    options, layout = dict(planned.looked.options), planned.layout
+    if not options or planned.looked.problems:
+        return None
+    if layout:
+        options |= {"tensor-parallel-size": layout.tensor, "pipeline-parallel-size": layout.pipeline}
+    place = planning.place_of(spec)
+    head = place if isinstance(place, Node) else place.head
+    return dry_run.of(head, spec.model, options, planning.executor_for(spec, planned.plan))
 
 
 def _more(spec: Spec, planned: Planned, besides: Deployment | None) -> dict[str, object]:

@@ -42,8 +42,9 @@ class Progress:
 
     ``measured`` holds vLLM's own figures: version, architecture, max_model_len, world_size, shards ("3/8"),
     weights_gib (of the fullest worker), weights_seconds, compile_seconds, graphs_gib, kv_gib (of the worker
-    with the least), kv_tokens, max_concurrency (requests of max_model_len), init_seconds; and workers, by
-    rank: the address of each one's host ("" for the server's own) and its process there.
+    with the least), kv_tokens, max_concurrency (requests of max_model_len), init_seconds; workers, by
+    rank: the address of each one's host ("" for the server's own) and its process there; and each, by "address/pid":
+    its own weights_gib and kv_gib.
     """
 
     phase: str = ""
@@ -126,6 +127,10 @@ MEASURES = (
 )
 
 
+#: Those that every worker has of its own.
+OWN = frozenset({"weights_gib", "kv_gib"})
+
+
 class PhaseReader:
     """Reads a log in pieces that may split lines and characters.
 
@@ -157,13 +162,23 @@ def advanced(progress: Progress, line: str) -> Progress:
     measured = {name: value for name, value in values if value is not None}
     if rank := RANK.search(text):
         workers = progress.measured.get("workers", {})
-        measured["workers"] = {**workers, rank["rank"]: [read.host, int(read.pid or 0)]}
+        measured["workers"] = {**workers, rank[1] or rank[2]: [read.host, int(read.pid or 0)]}
+    if own := _own(text):
+        each = progress.measured.get("each", {})
+        worker = f"{read.host}/{read.pid or 0}"
+        measured["each"] = {**each, worker: {**each.get(worker, {}), **own}}
     if measured:
         progress = replace(progress, measured={**progress.measured, **measured})
     for sign in SIGNS:
         if (percent := _percent(sign, text)) > progress.percent:
             progress = replace(progress, phase=sign.phase, percent=percent)
     return progress
+
+
+def _own(text: str) -> dict[str, float]:
+    """What a worker says of itself, whatever the others say."""
+    found = ((measure, measure.pattern.search(text)) for measure in MEASURES if measure.name in OWN)
+    return {measure.name: float(match[1]) for measure, match in found if match}
 
 
 def _value(measure: Measure, text: str, progress: Progress) -> Any:

@@ -49,6 +49,38 @@ def compared(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Compa
     return [_row(label, float(value), measured.get(name), unit) for label, value, name, unit in rows]
 
 
+class Worker(NamedTuple):
+    """What one rank was to hold, and what it says it does; where it runs by the plan."""
+
+    rank: int
+    place: str
+    figures: tuple[Compared, Compared]  # weights, KV cache
+
+
+def each(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Worker]:
+    """The first copy's ranks, where there are several and at least one has said something."""
+    first = [place for place in plan.get("placement", ()) if place.get("replica", 0) == 0]
+    said = {int(place["rank"]): _said(measured, int(place["rank"])) for place in first}
+    if len(first) < 2 or not any(said.values()):
+        return []
+    return [_worker(place, said[int(place["rank"])]) for place in sorted(first, key=lambda place: int(place["rank"]))]
+
+
+def _said(measured: Mapping[str, Any], rank: int) -> Mapping[str, float]:
+    """What a rank said of itself; nothing where it is not known which process that is."""
+    host, pid = measured.get("workers", {}).get(str(rank), ("?", 0))
+    return dict(measured.get("each", {}).get(f"{host}/{pid}", {}))
+
+
+def _worker(place: Mapping[str, Any], said: Mapping[str, float]) -> Worker:
+    where = place["host"] if place.get("gpu") is None else f"{place['host']}, GPU {place['gpu']}"
+    weights, cache = place["weights_bytes"] / _GIB, place["kv_bytes"] / _GIB
+    return Worker(
+        int(place["rank"]), where,
+        (_row(_("Weights"), weights, said.get("weights_gib"), "{:.2f} GiB"),
+         _row(_("KV cache"), cache, said.get("kv_gib"), "{:.2f} GiB")))
+
+
 def _row(label: Text, predicted: float, measured: float | None, unit: str) -> Compared:
     if measured is None:
         return Compared(label, unit.format(predicted), "", None)

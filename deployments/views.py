@@ -53,6 +53,7 @@ def deployment(request: HttpRequest, name: str) -> HttpResponse:
         "outdated": effects.outdated(found),
         "measured": {} if found.plan else measured(replica.measured if replica else {}),
         "predicted": prediction.compared(found.plan, replica.measured if replica else {}),
+        "workers": prediction.each(found.plan, replica.measured if replica else {}),
         "plan_words": plan_page.words_of_kept(found.plan),
         "options": sorted(found.options.items()),
         "base_url": request.build_absolute_uri("/v1"),

@@ -18,19 +18,20 @@ _INSTALL_KEY = """
 umask 077
 mkdir -p "$HOME/.ssh"
 touch "$HOME/.ssh/authorized_keys"
-grep -qxF "$1" "$HOME/.ssh/authorized_keys" || {
+LC_ALL=C grep -qxF "$1" "$HOME/.ssh/authorized_keys" || {
     [ -z "$(tail -c 1 "$HOME/.ssh/authorized_keys")" ] || echo >> "$HOME/.ssh/authorized_keys"
     echo "$1" >> "$HOME/.ssh/authorized_keys"
 }
 """
-# Replaced as a whole or not at all: on a full disk nobody may lose their keys. grep's status 1: no line is left.
+# Replaced as a whole or not at all: on a full disk nobody may lose their keys. grep's status 1: no line is left; and in
+# another locale than C it leaves out lines that are not in its encoding, and so people's keys.
 _REMOVE_KEY = """
 f="$HOME/.ssh/authorized_keys"
 [ -f "$f" ] || exit 0
 umask 077
 new="$f.quarterdeck"
 cp -p "$f" "$new"
-{ grep -vxF "$1" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
+{ LC_ALL=C grep -vxF "$1" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
 mv "$new" "$f"
 """
 # -k: what sudo remembers of an earlier password is no proof. The password comes on standard input.

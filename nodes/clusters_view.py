@@ -27,6 +27,10 @@ class RayNode:
     used: Mapping[str, float] = field(default_factory=dict)
 
 
+#: ``GPU_group_0_e4485b71…`` and ``bundle_group_e4485b71…``.
+_OF_A_GROUP = re.compile(r"_group_(\d+_)?[0-9a-f]{16,}$")
+
+
 @dataclass(frozen=True)
 class View:
     """The whole cluster at one moment. ``waiting``: placement groups that Ray has no room for."""
@@ -56,10 +60,15 @@ class View:
         return next((node for node in self.nodes if node.ip == ray_address(address)), None)
 
     def resources(self) -> list[tuple[str, float, float]]:
-        """Name, used and total of every resource of the living nodes, GPUs and processors first."""
+        """Name, used and total of every resource of the living nodes, GPUs and processors first.
+
+        Without what Ray adds for each placement group: the same GPUs once more, under the group's id.
+        """
         total: dict[str, list[float]] = {}
         for node in self.alive:
             for name, amount in node.total.items():
+                if _OF_A_GROUP.search(name):
+                    continue
                 sums = total.setdefault(name, [0.0, 0.0])
                 sums[0] += node.used.get(name, 0.0)
                 sums[1] += amount

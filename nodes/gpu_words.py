@@ -65,7 +65,8 @@ def split(facts: Facts) -> str:
 def xids(facts: Facts) -> str:
     """Which Xid errors the driver reported since the start; that they cannot be read where that is so."""
     if facts.gpu_xid_error:
-        return _("not readable without root") + f" ({facts.gpu_xid_error})"
+        what = _("the kernel's log cannot be read") if facts.uid == 0 else _("not readable without root")
+        return f"{what} ({facts.gpu_xid_error})"
     by_bus = {gpu.bus: str(gpu.index) for gpu in facts.gpus if gpu.bus}
     told = [f"GPU {by_bus.get(one.bus, one.bus)}: {one.count} × Xid {one.xid}" for one in facts.gpu_xids]
     return ", ".join(told) if told or not facts.cuda else _("none since the start")

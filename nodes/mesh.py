@@ -235,7 +235,10 @@ def _trust(step: Step) -> Command | Satisfied:
         return Satisfied(_("left out: the node is in no cluster"))
     key = key_of(node.cluster)
     peers = [_peer(one) for one in locks.members_of(node) if one.host_key]
-    return trust.trust(node.facts, block_name(node.cluster.name), peers, key.public_key, key.private_key)
+    wanted = trust.trust(node.facts, block_name(node.cluster.name), peers, key.public_key, key.private_key)
+    if isinstance(wanted, Command):  # who signs in to whom is about to change
+        Link.objects.filter(Q(source=node) | Q(target=node)).update(trusted=None, trust_problem="", trust_at=None)
+    return wanted
 
 
 def _peer(node: Node) -> trust.Peer:

@@ -71,6 +71,10 @@ def approve_key(request: SignedIn, name: str) -> HttpResponse:
     host = shown_with(found, request.POST.get("fingerprint", ""))
     registration.approve(host, request.user)
     messages.success(request, _("The new key of %(name)s is pinned.") % {"name": str(host)})
+    trusting = ", ".join(one.name for one in acquaintances.trusting(found)) if host == found else ""
+    if trusting:
+        said = _("%(names)s still expect the old key: prepare them again, so that they sign in to %(name)s.")
+        messages.warning(request, said % {"names": trusting, "name": found.name})
     return go(request, found)
 
 

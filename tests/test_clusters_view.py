@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,14 @@ def test_what_is_no_view_is_refused(text: str) -> None:
 def test_resources_are_summed_over_the_living_gpus_first() -> None:
     view = View(nodes=(ray_node(1, used=1.0), ray_node(2, memory=4.0), ray_node(3, alive=False)))
     assert view.resources() == [("GPU", 1.0, 2.0), ("CPU", 0.0, 16.0), ("memory", 0.0, 4.0)]
+
+
+def test_what_ray_counts_again_for_a_placement_group_is_left_out() -> None:
+    group = "e4485b715545f900ddfcdae41ffa01000000"
+    again = {f"GPU_group_0_{group}": 1.0, f"GPU_group_{group}": 1.0, f"bundle_group_{group}": 1000.0}
+    node = ray_node(1)
+    view = View(nodes=(replace(node, total={**node.total, **again, "my_group": 2.0}),))
+    assert {name for name, *_amounts in view.resources()} == {*node.total, "my_group"}
 
 
 def test_who_is_not_in_ray_is_named_with_rays_own_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import pytest
 from django.urls import reverse
 
-from deployments import accepted
+from deployments import accepted, dry_run
 from deployments.flags import GONE, PROGRAM, Accepted, looked_at
 from deployments.kept import AcceptedFlags
 from nodes import tasks
 from nodes.models import Node
 from nodes.remote.host import Result
 from nodes.remote.local import LocalHost
-from tests.test_deployment_form import add_node
+from tests.test_deployment_form import QWEN, add_node
 from tests.test_pages import signed_in, text_of
 
 ANSWER = {
@@ -163,3 +164,51 @@ def test_the_form_says_what_the_flags_were_compared_with(valkey: str, node: Node
     listed = text_of(operator.get(reverse("node-flags", args=["te1"])))
     assert "enable-prefix-caching" in listed
     assert "auto half bfloat16" in listed
+
+
+# --- what they mean together ---
+
+WHY = "Total number of attention heads (9) must be divisible by tensor parallel size (2)."
+REFUSED = json.dumps({"refused": f"Value error, {WHY}"})
+
+
+@pytest.mark.parametrize(("printed", "verdict"), [
+    (f"INFO x\n\n{REFUSED}\n", ("refused", WHY)),
+    ('\n{"refused": "max_loras: Input should be greater than or equal to 1"}\n',
+     ("refused", "max_loras: Input should be greater than or equal to 1")),
+    ('\n{"refused": ""}\n', ("taken", "")),
+])
+def test_what_vllm_says_of_a_combination(printed: str, verdict: tuple[str, str]) -> None:
+    assert dry_run.answer_of(printed) == verdict
+
+
+@pytest.mark.parametrize("printed", ["", "Killed", "[]", "{}", "Traceback: no such model"])
+def test_what_is_no_answer_to_that(printed: str) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
+        dry_run.answer_of(printed)
+
+
+@pytest.mark.django_db
+def test_the_vllm_of_a_node_is_asked_once_for_a_combination_and_the_form_says_what_it_said(
+    valkey: str, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Node.objects.filter(pk=node.pk).update(kind="local")
+    asked: list[Any] = []
+    monkeypatch.setattr(tasks, "send", lambda task, *words: asked.append(words) if task is dry_run.ask_vllm else None)
+    fields = {"source": "path", "path": QWEN, "name": "x", "where": f"node:{node.name}", "extra": "max-loras=0"}
+
+    def page() -> str:
+        return text_of(operator.post(reverse("deployment-plan"), fields))
+
+    operator = signed_in("operator")
+    assert "is being asked whether it takes these options together." in page()
+    assert 'hx-trigger="load delay:3s"' in page()
+    ((pk, key, text),) = asked  # one thing at a time
+    assert json.loads(text)["max-loras"] == 0
+    monkeypatch.setattr(LocalHost, "run", lambda *_, **__: Result(0, f"INFO\n{REFUSED}".encode(), b""))
+    dry_run.ask_vllm(pk, key, text)
+    told = page()
+    assert "refuses these options together: Total number of attention heads (9) must be divisible" in told
+    assert 'hx-trigger="load delay:3s"' not in told
+    assert len(asked) == 1
+

@@ -40,7 +40,7 @@ HELD = {"te1": ("base", "apt-get"), "te2": ("packages", "packages.py"), "te3": (
         "te4": ("environment", "-m venv")}
 HELD_BESIDES = {"te2": ("hosts", "edit_blocks.py"), "te3": ("trust", "edit_blocks.py")}
 #: te9 gets so many wheels pushed, over a line on which that lasts longer than all that happens to it.
-PUSHED_TO, PUSHED, RATE = "te9", 100, "2mbit"
+PUSHED_TO, PUSHED, RATE = "te9", 50, "2mbit"
 LOOKED_AT = "te10"
 STAND_IN_APT = Path(__file__).parent / "lab" / "stand_in_apt_get.sh"
 _TOGETHER = """
@@ -139,10 +139,10 @@ class Middle:
         host.path("/tmp/asked").unlink()
         happen()
         before, pushed = self.deck.do(_ENDS, jobs=jobs), self.look()
-        until(lambda: self.look() > pushed + 200_000, 60, f"{what}, and the push goes on")
-        until(lambda: all(end > before[job] + 100 for job, end in self.deck.do(_ENDS, jobs=jobs).items()), 60,
+        until(lambda: self.look() > pushed + 200_000, 90, f"{what}, and the push goes on")
+        until(lambda: all(end > before[job] + 100 for job, end in self.deck.do(_ENDS, jobs=jobs).items()), 90,
               f"{what}, and the logs go on")
-        looked = self.deck.finished(look, 60)
+        looked = self.deck.finished(look, 90)
         assert looked["state"] == "done", (what, looked["reason"])
         assert self.jobs() == jobs, what
 
@@ -152,7 +152,7 @@ class Middle:
         for name in HELD:
             self.hosts[name].path("/var/tmp/hold").unlink()
         every = [*self.runs.values(), self.push]
-        until(lambda: self.look() and all(self.deck.run(pk)["state"] in ("done", "failed") for pk in every), 120,
+        until(lambda: self.look() and all(self.deck.run(pk)["state"] in ("done", "failed") for pk in every), 180,
               "all are prepared")
         return {str(pk): run["reason"] for pk in every if (run := self.deck.run(pk))["state"] != "done"}
 
@@ -168,7 +168,7 @@ def test_whatever_dies_in_the_middle_of_a_step_it_runs_once_and_its_log_is_whole
     talk_much(hosts["te2"])
     deck.do(_TOGETHER, names=list(HELD), pushed_to=PUSHED_TO)
     middle = Middle(deck, hosts, wheels)
-    until(lambda: len(middle.jobs()) == len(middle.runs), 90, "each step is in its middle")
+    until(lambda: len(middle.jobs()) == len(middle.runs), 150, "each step is in its middle")
     middle.survive("a worker is killed", lambda: deck.kill("celery"))
     middle.survive("watch is killed", lambda: deck.kill("manage.py", "watch"))
     middle.survive("SSH drops", lambda: drop_ssh(*touched))

@@ -154,6 +154,13 @@ class TestOnHosts:
             preparation.gather(node)
         again = finished(runs.start("mesh", f"cluster:{cluster.pk}", stages[:2], None))
         assert {state for _kind, _node, state in steps(again)} == {"skipped"}
+        assert set(Link.objects.values_list("trusted", flat=True)) == {True}
+        # Made anew where it was lost; who signs in to whom is not known until somebody looks.
+        lab["te1"].run(f"printf '{own}' > ~/.ssh/config")
+        preparation.gather(nodes[0])
+        anew = finished(runs.start("mesh", f"cluster:{cluster.pk}", stages[:1], None))
+        assert ("trust", "te1", "done") in steps(anew)
+        assert set(Link.objects.filter(source=nodes[0]).values_list("trusted", flat=True)) == {None}
         # And all of it is taken away again.
         for node in nodes:
             for number, command in enumerate((trust.removal("four-a10"), hosts_file.removal("four-a10"))):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments import prediction
 from deployments.diagnosis.lines import parse, plain
 from deployments.phases import LONGEST_LINE, PHASES, SIGNS, PhaseReader, Progress
 
@@ -35,7 +36,12 @@ def test_a_start_on_four_hosts_is_read_to_its_end_with_vllms_own_figures() -> No
         "max_concurrency": 509.43,
         "graphs_gib": 0.2,
         "init_seconds": 30.46,
-        "workers": {"1": ["172.18.81.128", 16391], "2": ["172.18.81.129", 16393]},  # Ray left out lines that are alike
+        # Ray left out lines that are alike.
+        "workers": {"1": ["172.18.81.128", 16391], "2": ["172.18.81.129", 16393], "3": ["172.18.81.127", 16395]},
+        "each": {
+            "172.18.81.128/16391": {"weights_gib": 6.21, "kv_gib": 97.62},
+            "172.18.81.127/16395": {"weights_gib": 7.66, "kv_gib": 96.17},
+        },
     }
 
 
@@ -89,7 +95,8 @@ def test_it_never_goes_back() -> None:
         b"(Worker_TP1 pid=1) INFO 11-22 06:58:20 [x.py:1] Model loading took 6.21 GiB memory\n"
     )
     assert (progress.phase, progress.percent) == ("memory", 78)
-    assert progress.measured == {"kv_gib": 97.62, "weights_gib": 6.21}
+    each = {"/0": {"kv_gib": 97.62}, "/1": {"weights_gib": 6.21}}
+    assert progress.measured == {"kv_gib": 97.62, "weights_gib": 6.21, "each": each}
 
 
 def test_the_one_line_form_of_newer_releases_is_read() -> None:
@@ -150,3 +157,33 @@ def test_a_line_without_any_head_is_all_text() -> None:
         parse("OSError: [Errno 98] Address already in use").text
         == "OSError: [Errno 98] Address already in use"
     )
+
+
+def _told(rank: int, tag: str, said: str) -> str:
+    return f"(RayWorkerProc pid=26{rank}, ip=10.0.0.{rank}) ({tag} pid=26{rank}) INFO 11-25 02:23:29 [x.py:1] {said}\n"
+
+
+CUDA = ("Model loading took {} GiB memory and 1.37 seconds", "Available KV cache memory: {} GiB")
+CUDA_0_32 = ("Model loading took {} GiB and 1.37 seconds", "Available KV cache memory: {} GiB")
+CPU_0_32 = ("Loading weights took 0.{} seconds", "Explicitly set ({}/23.54) GiB for KV cache on node 0.")
+
+
+@pytest.mark.parametrize("lines", [CUDA, CUDA_0_32, CPU_0_32], ids=["0.26", "0.32", "CPU"])
+def test_each_worker_says_its_own_figures(lines: tuple[str, str]) -> None:
+    """As vLLM prints them through Ray where that leaves nothing out, of two stages."""
+    log = ""
+    for rank, (weights, cache) in enumerate([(6.0, 12.5), (7.5, 11.0)]):
+        log += _told(rank, "Worker", f"rank {rank} in world size 2 is assigned as DP rank 0, PP rank {rank}")
+        log += _told(rank, f"Worker_PP{rank}", lines[0].format(weights))
+        log += _told(rank, f"Worker_PP{rank}", lines[1].format(cache))
+    measured = read(log.encode()).measured
+    places = [{"host": f"te{rank + 1}", "gpu": 0, "rank": rank, "weights_bytes": 6 << 30, "kv_bytes": 12 << 30}
+              for rank in (1, 0)]
+    first, second = prediction.each({"placement": places}, measured)
+    assert (first.rank, first.place, second.place) == (0, "te1, GPU 0", "te2, GPU 0")
+    assert [row.measured for row in (first.figures[1], second.figures[1])] == ["12.50 GiB", "11.00 GiB"]
+    if lines is not CPU_0_32:  # there no worker says what its weights take
+        assert second.figures[0].measured == "7.50 GiB"
+        assert (second.figures[0].difference, second.figures[0].is_far) == ("+25.0 %", True)
+    assert prediction.each({"placement": places}, {}) == []
+    assert prediction.each({"placement": places[:1]}, measured) == []

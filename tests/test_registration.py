@@ -12,11 +12,14 @@ from django.db import connection
 from controlplane import streams
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from nodes import hosts, logs, registration, removal, runs
+from nodes import access, hosts, logs, registration, removal, runs
 from nodes.candidates import SignIn
 from nodes.models import Identity, Job, Node, Run
+from nodes.recipes import Site
+from nodes.recipes import removal as recipes
 from nodes.registration import Login
 from nodes.remote import job as remote_job
+from nodes.remote import ssh
 from nodes.remote.command import script
 from nodes.remote.errors import HostKeyChanged, SignInRefused, Unreachable
 from nodes.states import JobState, NodeState, RunState
@@ -212,6 +215,21 @@ def test_a_removed_node_has_our_key_no_longer(server: Sshd) -> None:
     assert "quarterdeck" in before
     assert "quarterdeck" not in after
     assert after.strip()
+
+
+def test_keys_with_a_comment_in_another_encoding_are_still_there_afterwards(server: Sshd) -> None:
+    """In a UTF-8 locale grep leaves out what is none; on servers a login may have such a locale."""
+    (server.folder / "home" / ".bashrc").write_text("export LC_ALL=C.UTF-8\n")
+    theirs = server.authorized_keys.read_bytes() + b"ssh-ed25519 AAAA jos\xe9@laptop\nssh-ed25519 BBBB ann\n"
+    server.authorized_keys.write_bytes(theirs)
+    node = register(server)
+    assert server.authorized_keys.read_bytes().startswith(theirs)
+    line, site = access.own_line(), Site(root=node.root_dir)
+    for command in (recipes.own_key(site, line), script(access._REMOVE_KEY, line)):
+        with ssh.connect(server.login(), server.host_key) as host:
+            access.install_key(host)
+            assert host.run(command).status == 0
+        assert server.authorized_keys.read_bytes() == theirs
 
 
 def test_a_node_that_is_gone_can_still_be_forgotten(server: Sshd) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from django.db import connection
 from django.test import Client
+from django.urls import reverse
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
 from nodes import access, acquaintances, hosts, logs, registration, removal, runs, tasks
 from nodes.facts import Facts
 from nodes.models import Cluster, Job, Node, Run
+from nodes.pages import fingerprint
 from nodes.recipes import Satisfied, Site
 from nodes.recipes import removal as recipes
 from nodes.registration import Login
@@ -205,6 +207,28 @@ def test_those_that_know_a_node_are_found_and_those_away_are_told_apart() -> Non
     run = removal.remove(gone, None, models=False)
     assert list(run.steps.values_list("kind", "node__name"))[:3] == [
         ("facts", "te9"), ("forget-name", "te2"), ("forget-trust", "te2")]
+
+
+def test_who_expects_the_old_key_is_named_when_a_new_one_is_pinned(admin_client: Client) -> None:
+    knowing("te9", of="te9", offered_host_key="ssh-ed25519 BBBB")
+    knowing("te2", of="te9")  # by its name only
+    knowing("te3", of="te9")
+    blocks = {"known_hosts": {"lab": "te9,10.0.0.9 ssh-ed25519 AAAA\n"}}
+    Node.objects.filter(name="te3").update(facts_json={"hostname": "te3", "blocks": blocks})
+    data = {"fingerprint": fingerprint("ssh-ed25519 BBBB")}
+    said = admin_client.post(reverse("node-approve-key", args=["te9"]), data, follow=True).text
+    assert "te3 still expect the old key: prepare them again, so that they sign in to te9." in said
+
+
+def test_one_that_is_removed_too_is_asked_nothing() -> None:
+    """Who removes many removes them one after the other."""
+    gone, near = knowing("te9", of="te9"), knowing("te2", of="te9")
+    run = removal.remove(gone, None, models=False)
+    removal.remove(near, None, models=False)
+    run.steps.filter(kind="facts").update(state="done")
+    runs.advance(run.pk)
+    assert set(run.steps.filter(node=near).values_list("state", "reason")) == {
+        ("skipped", "it is being removed itself")}
 
 
 def test_pages_tell_who_forgets_it_and_what_to_do_when_a_removal_failed(admin_client: Client) -> None:

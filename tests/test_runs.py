@@ -238,10 +238,28 @@ def test_a_host_that_cannot_be_reached_is_waited_for_and_then_named(
     run = begin(node, "look")
     runs.advance(run.pk)
     assert states(run) == [("look", "waiting")]
+    told = run.steps.get().reason  # at once, on the page of the run
+    assert told == "here cannot be reached: nothing listens. It is tried again for up to 60 s."
     monkeypatch.setattr(runs, "PATIENCE", timedelta(0))
     runs.advance(run.pk)
     assert run.fresh().state == RunState.FAILED
     assert "here cannot be reached: nothing listens" in run.fresh().reason
+
+
+def test_what_is_said_of_a_host_is_over_once_it_answers(node: Node, valkey: str) -> None:
+    away = [Unreachable("here", "nothing listens")]
+
+    def sometimes(step: Step) -> Waiting:
+        if away:
+            raise away.pop()
+        return Waiting()
+
+    runs.register(StepKind("look", "look", sometimes, lambda step: Waiting()))
+    run = begin(node, "look")
+    runs.advance(run.pk)
+    assert run.steps.get().reason.startswith("here cannot be reached")
+    runs.advance(run.pk)
+    assert (run.steps.get().state, run.steps.get().reason) == (RunState.RUNNING, "")
 
 
 def test_a_launch_that_failed_does_not_keep_the_next_run_waiting(

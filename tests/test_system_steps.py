@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -107,6 +107,16 @@ def test_the_blocks_of_two_clusters_do_not_meet(tmp_path: Path) -> None:
     assert parse_blocks(path.read_text()) == {"a": "3\n", "a.b": "2\n"}
 
 
+def test_what_others_wrote_may_be_in_any_encoding(tmp_path: Path) -> None:
+    path, theirs = tmp_path / "hosts", b"10.0.0.7 caf\xe9 # \xff\xfe\n"
+    path.write_bytes(theirs)
+    done = run_job(blocks.edit(Block(str(path), "c", "x\n", top=True)), tmp_path / "job", LC_ALL="C")
+    assert done.returncode == 0, done.stdout
+    assert path.read_bytes().endswith(theirs)
+    assert run_job(blocks.drop_lines({str(path): "x\n"}), tmp_path / "job", LC_ALL="C").returncode == 0
+    assert path.read_bytes() == theirs
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_text("mine\n")
     (tmp_path / "config").symlink_to(tmp_path / "real")
@@ -197,11 +207,27 @@ def test_what_others_know_of_a_node_is_taken_out_and_the_rest_stays(tmp_path: Pa
     assert removal.knows(facts.blocks, name)
     run_job(removal.trust_elsewhere(facts, name), tmp_path / "job", HOME=str(tmp_path))
     assert {path.name: path.read_text() for path in there.iterdir()} == before
-    named = [Named(node.name, node.address, f"own-{node.name}") for node in NAMED]
-    known, left = (hosts_file.block("c", [node for node in named if node.name != but]) for but in ("", name))
-    made = removal.name_elsewhere(dataclasses.replace(UBUNTU, blocks={"hosts": {"c": known.body}}), name)
-    assert isinstance(made, Command)
-    assert json.loads(made.files["edits.json"])["blocks"] == [{**dataclasses.asdict(left), "mode": 0o600}]
+
+
+def test_names_are_taken_out_of_all_blocks_as_they_are_by_then(tmp_path: Path) -> None:
+    """Three nodes are removed at the same time, each by a job that was made before the others ran."""
+    path = tmp_path / "hosts"
+    named = [Named(f"te{n}", f"10.0.0.{n}") for n in range(1, 6)]
+    wanted = [dataclasses.replace(hosts_file.block(name, named), path=str(path)) for name in ("c", "d")]
+    path.write_text("127.0.0.1 localhost te3\n")
+    run_job(blocks.edit(*wanted), tmp_path / "job")
+    patterns = [removal._lines_about("hosts", name) for name in ("te2", "te3", "te4")]
+    jobs = [threading.Thread(target=run_job, args=(blocks.drop_lines({str(path): pattern}), tmp_path / f"job{number}"))
+            for number, pattern in enumerate(patterns)]
+    for each in jobs:
+        each.start()
+    for each in jobs:
+        each.join()
+    left = hosts_file.block("c", [named[0], named[4]]).body
+    assert parse_blocks(path.read_text()) == {"c": left, "d": left}
+    assert path.read_text().endswith("<<<\n127.0.0.1 localhost te3\n")
+    run_job(blocks.drop_lines({str(path): r".*\n"}), tmp_path / "job")
+    assert path.read_text() == "127.0.0.1 localhost te3\n", "an empty block goes"
 
 
 @pytest.mark.parametrize("name", ["te", "te11", "t.1", "10.0.0.1"])

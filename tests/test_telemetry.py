@@ -74,6 +74,12 @@ def test_a_mean_leaves_out_what_is_not_known_and_keeps_gpus_apart() -> None:
         "gpus": [[0, 150, 200, 50, 60, 70], [1, 8, 9, None, None, None]]}
 
 
+def test_the_mean_of_small_figures_keeps_what_they_say() -> None:
+    """A tenth of a second is much between two tokens, and a tenth of a KV cache as well."""
+    one, other = ({"t": NOW, "kv": kv, "itl50": itl, "load": 30.0} for kv, itl in ((0.37, 0.021), (0.38, 0.023)))
+    assert mean([one, other]) == {"t": NOW, "kv": 0.375, "itl50": 0.022, "load": 30.0}
+
+
 def test_thinned_samples_keep_their_gap() -> None:
     kept = thinned([sample(NOW + second) for second in (0, 1, 2, 3, 4, 20, 21)], 5)
     assert [one["t"] for one in kept] == [NOW, NOW + 20]

@@ -14,7 +14,7 @@ ANSI = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))"
 TAG = re.compile(r"\((?P<process>[A-Za-z][\w-]*) pid=(?P<pid>\d+)(?:, ip=(?P<ip>[0-9a-fA-F.:]+))?\) ?")
 VLLM_HEAD = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\] ?)?")
 RAY_HEAD = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s(DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ -- ")
-RANK = re.compile(r"world_size=\d+ rank=(?P<rank>\d+) ")  # a worker says which one it is
+RANK = re.compile(r"\bworld_size=\d+ rank=(\d+) |^rank (\d+) in world size \d+ is")  # a worker says which one it is
 REPEATED = re.compile(r" ?\[repeated \d+x across cluster\].*$")
 
 

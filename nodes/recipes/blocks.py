@@ -49,3 +49,12 @@ def edit(*blocks: Block, files: Mapping[str, bytes] | None = None, gone: tuple[s
     carried = {name: contents[path] for name, path in put.items()}
     return script(_EDIT).with_files(
         {"edit_blocks.py": asset("edit_blocks.py"), "edits.json": json.dumps(orders).encode(), **carried})
+
+
+def drop_lines(patterns: Mapping[str, str]) -> Command:
+    """Take lines out of all of Quarterdeck's blocks in some files (path → regular expression), as they are by then.
+
+    The others of a block stay, whoever else edits it at the same time.
+    """
+    orders = json.dumps({"blocks": [], "put": {}, "gone": [], "drop": dict(patterns)})
+    return script(_EDIT).with_files({"edit_blocks.py": asset("edit_blocks.py"), "edits.json": orders.encode()})

@@ -7,7 +7,7 @@ outside of Quarterdeck's own directory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from django.utils.translation import gettext as _
@@ -48,11 +48,12 @@ rm -rf "$1/jobs"
 umask 077
 new="$f.quarterdeck"
 cp -p "$f" "$new"
-{ grep -vxF "$2" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
+{ LC_ALL=C grep -vxF "$2" "$f" || [ $? -eq 1 ]; } > "$new" || { rm -f "$new"; exit 1; }
 mv "$new" "$f"
 """
 _KEY_FILES = ("authorized_keys", "known_hosts", "config")
-_AT_THE_TOP = frozenset({"hosts", "config"})  # where their recipes put them
+#: Files in which nodes are named, and where they lie.
+_KNOWING_FILES = {"hosts": "/etc/hosts", "known_hosts": "~/.ssh/known_hosts", "config": "~/.ssh/config"}
 
 
 def hosts_file(facts: Facts, site: Site) -> Command | Satisfied:
@@ -71,34 +72,34 @@ def cluster_trust(facts: Facts, site: Site) -> Command | Satisfied:
 
 def knows(blocks_there: Mapping[str, Mapping[str, str]], name: str) -> bool:
     """Whether these blocks (file → block → content) tell of the node called ``name``."""
-    return any(_without(file, body, name) != body for file, found in blocks_there.items() for body in found.values())
+    bodies = [(file, body) for file, found in blocks_there.items() for body in found.values() if file in _KNOWING_FILES]
+    return any(re.search(_lines_about(file, name), body, re.MULTILINE) for file, body in bodies)
 
 
 def name_elsewhere(facts: Facts, name: str) -> Command | Satisfied:
     """The node ``name``, taken out of another one's /etc/hosts. Needs root."""
-    return _edited(facts, name, {"hosts": "/etc/hosts"})
+    return _forgotten(facts, name, ("hosts",))
 
 
 def trust_elsewhere(facts: Facts, name: str) -> Command | Satisfied:
     """The node ``name``, taken out of what another one's SSH knows: its host key, and how it is reached."""
-    return _edited(facts, name, {file: f"~/.ssh/{file}" for file in ("known_hosts", "config")})
+    return _forgotten(facts, name, ("known_hosts", "config"))
 
 
-def _edited(facts: Facts, name: str, files: Mapping[str, str]) -> Command | Satisfied:
-    edited = [
-        Block(path, block, wanted, top=file in _AT_THE_TOP)
-        for file, path in files.items() for block, body in facts.blocks.get(file, {}).items()
-        if (wanted := _without(file, body, name)) != body
-    ]  # fmt: skip
-    return blocks.edit(*edited) if edited else Satisfied(_("it does not know %(node)s") % {"node": name})
+def _forgotten(facts: Facts, name: str, files: Sequence[str]) -> Command | Satisfied:
+    there = [file for file in files if knows({file: facts.blocks.get(file, {})}, name)]
+    if not there:
+        return Satisfied(_("it does not know %(node)s") % {"node": name})
+    return blocks.drop_lines({_KNOWING_FILES[file]: _lines_about(file, name) for file in there})
 
 
-def _without(file: str, body: str, name: str) -> str:
-    """A block without the lines about one node: as `nodes.recipes.hosts_file` and `nodes.recipes.trust` write them."""
-    if file == "config":
-        return re.sub(rf"^Host {re.escape(name)}(?: .*)?\n(?:  .*\n)*", "", body, flags=re.MULTILINE)
-    words = {"hosts": rf"^\S+ {re.escape(name)}(?: .*)?\n", "known_hosts": rf"^\[?{re.escape(name)}[],\s].*\n"}
-    return re.sub(words[file], "", body, flags=re.MULTILINE) if file in words else body
+def _lines_about(file: str, name: str) -> str:
+    """The lines about a node, as a regular expression: as `recipes.hosts_file` and `recipes.trust` write them."""
+    return {
+        "hosts": rf"^\S+ {re.escape(name)}(?: .*)?\n",
+        "known_hosts": rf"^\[?{re.escape(name)}[],\s].*\n",
+        "config": rf"^Host {re.escape(name)}(?: .*)?\n(?:  .*\n)*",
+    }[file]
 
 
 def own_files(facts: Facts, site: Site, *, models: bool) -> Command:

@@ -368,12 +368,13 @@ def gpu_software(root: Path) -> Fact:
 
 def kernel_log() -> str:
     """What the kernel said since the start. Raises OSError or RuntimeError where it may not be read."""
-    status, log, error = ask("dmesg")
-    if status != 0:
-        status, log, error = ask("journalctl", "-k", "-b", "-o", "cat", "--no-pager")
-    # journalctl shows nobody's messages to who may not see them, and ends well.
+    status, log, why = ask("dmesg")
+    if status == 0:
+        return log
+    status, log, error = ask("journalctl", "-k", "-b", "-o", "cat", "--no-pager")
+    # It shows nobody's messages to who may not see them, and ends well.
     if status != 0 or "not seeing messages" in error:
-        raise RuntimeError(" ".join(error.split())[:200] or f"it ended with status {status}")
+        raise RuntimeError(" ".join((why or error).split())[:200] or f"it ended with status {status}")
     return log
 
 

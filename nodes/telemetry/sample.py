@@ -80,7 +80,9 @@ def _mean_of(values: Iterable[float | None]) -> float | None:
     if not known:
         return None
     found = sum(known) / len(known)
-    return round(found, 1) if found < 1e6 else int(found)
+    if found >= 1e6:
+        return int(found)
+    return round(found, 1 if found >= 10 else 2 if found >= 1 else 4)  # a share, or seconds between two tokens
 
 
 def thinned(samples: Sequence[Mapping[str, Any]], step: float) -> list[Sample]:

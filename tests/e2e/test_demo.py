@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from deployments import dry_run
 from tests.support.deck import Deck, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.valkey]
@@ -28,3 +32,16 @@ def test_the_demo_answers_and_leaves_nothing_running(tmp_path: Path, node_root: 
     for port in (PORT_BASE, PORT_BASE + 340):
         with socket.create_server(("127.0.0.1", port)):
             pass  # Ray's and the model server's are free again
+    refuses_what_cannot_be(node_root)
+
+
+def refuses_what_cannot_be(node_root: Path) -> None:
+    """What the demo installed says of options that it cannot start with, before anything is started."""
+    model = f"{node_root}/models/smollm2-135m-instruct"
+    asked = {"model": model, "distributed-executor-backend": "mp", "tensor-parallel-size": 2}
+    program = [str(node_root / "env" / "bin" / "python"), "-c", dry_run.PROGRAM, json.dumps(asked)]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(program, env=offline, capture_output=True, text=True, timeout=100, check=False)
+    verdict = dry_run.answer_of(done.stdout)
+    assert verdict.word == "refused"
+    assert "attention heads (9) must be divisible by tensor parallel size (2)" in verdict.why
