@@ -24,11 +24,11 @@ from ninja.security.session import SessionAuth
 
 from controlplane.api import Invalid
 from controlplane.problems import Problem
-from deployments import access_api
-from deployments import api as deployments_api
 from deployments.gateway import keys
-from nodes import api as nodes_api
-from nodes import cluster_api, registration_api
+from deployments.web import access_api
+from deployments.web import api as deployments_api
+from nodes.web import api as nodes_api
+from nodes.web import cluster_api, registration_api
 
 
 class StrictParser(Parser):

@@ -12,7 +12,7 @@ from django.urls import path
 
 from controlplane.consumers import PokeConsumer
 from controlplane.crowd import NotTooMany
-from nodes.consumers import LogConsumer, TelemetryConsumer
+from nodes.web.consumers import LogConsumer, TelemetryConsumer
 
 
 class SameOrigin:

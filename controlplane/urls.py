@@ -8,13 +8,13 @@ from django.urls import include, path
 
 from controlplane import views
 from deployments.alerts import views as alert_views
-from deployments.exposition import metrics
 from deployments.hub.views import hub, models
-from deployments.key_views import key_edit, key_revoke, keys
-from deployments.overview import overview, try_demo
-from deployments.usage_views import usage, usage_csv
-from nodes.log_views import job_log
+from deployments.telemetry.exposition import metrics
+from deployments.web.key_views import key_edit, key_revoke, keys
+from deployments.web.overview import overview, try_demo
+from deployments.web.usage_views import usage, usage_csv
 from nodes.telemetry.views import recent, series
+from nodes.web.log_views import job_log
 
 urlpatterns = [
     path("", overview, name="overview"),
@@ -22,9 +22,9 @@ urlpatterns = [
     path("sign-in/", views.SignIn.as_view(), name="sign-in"),
     path("sign-out/", login_not_required(LogoutView.as_view()), name="sign-out"),
     path("language/", views.language, name="language"),
-    path("nodes/", include("nodes.urls")),
-    path("clusters/", include("nodes.clusters_urls")),
-    path("deployments/", include("deployments.urls")),
+    path("nodes/", include("nodes.web.urls")),
+    path("clusters/", include("nodes.web.cluster_urls")),
+    path("deployments/", include("deployments.web.urls")),
     path("playground/", include("deployments.playground.urls")),
     path("models/", models, name="models"),
     path("models/hub/<str:name>/", hub, name="model-hub"),

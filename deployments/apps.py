@@ -15,16 +15,8 @@ class DeploymentsConfig(Models):
 
     def ready(self) -> None:
         # They register steps, stories, tasks and receivers.
-        from deployments import (  # noqa: F401
-            accepted,
-            canary,
-            care,
-            ending,
-            exchange,
-            measured,
-            mending,
-            rollout,
-            serving,
-            steps,
-        )
+        from deployments import accepted, canary, care, mending  # noqa: F401
         from deployments.alerts import tasks  # noqa: F401
+        from deployments.rollout import ending, exchange, serving, steps  # noqa: F401
+        from deployments.rollout import stories as rollout  # noqa: F401
+        from deployments.telemetry import measured  # noqa: F401

@@ -7,8 +7,8 @@ from typing import Any
 from django.db.models import Q
 from django.dispatch import receiver
 
-from deployments import rollout
 from deployments.models import Deployment
+from deployments.rollout import stories as rollout
 from deployments.states import COMING_BACK, REPLICA_AT_REST, DeploymentState, ReplicaState
 from nodes import ending, runs, signals
 from nodes.models import Cluster, Job

@@ -14,10 +14,10 @@ from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
 from controlplane.terminal import Terminal
-from deployments import rollout
 from deployments.gateway import keys
 from deployments.models import Deployment
-from deployments.phases import PHASES
+from deployments.rollout import stories as rollout
+from deployments.rollout.phases import PHASES
 from deployments.states import DeploymentState
 from nodes.models import Run, Step
 from nodes.runs import step_kinds, step_title

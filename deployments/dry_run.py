@@ -19,7 +19,7 @@ from celery import shared_task
 from controlplane import streams
 from controlplane.problems import Problem
 from deployments.commands import checked, engine_options
-from deployments.model_steps import directory
+from deployments.rollout.model_steps import directory
 from nodes import preparation, tasks
 from nodes.hosts import shared_host
 from nodes.models import Node

@@ -19,11 +19,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from deployments import causes, rollout
 from deployments.gateway import routes
 from deployments.models import Deployment, Replica
+from deployments.rollout import causes
+from deployments.rollout import stories as rollout
 from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaState
-from nodes import clusters_care, ending, runs, signals, tasks
+from nodes import ending, runs, signals, tasks
+from nodes.clusters import care as clusters_care
 from nodes.models import Job, Node, Run
 from nodes.runs import Story
 from nodes.states import FINISHED, JOB_ACTIVE, ClusterState, NodeState

@@ -94,7 +94,7 @@ class Replica(Lifecycle):
     revision = models.PositiveIntegerField(default=1)  # of the deployment, that it was started from
     node = models.ForeignKey(Node, on_delete=models.PROTECT, related_name="replicas")  # where the server itself runs
     port = models.PositiveIntegerField()
-    spec = models.JSONField(default=dict, blank=True)  # what it is started from: see `deployments.placing.spec`
+    spec = models.JSONField(default=dict, blank=True)  # what it is started from: see `deployments.rollout.placing.spec`
     placement = models.JSONField(default=list, blank=True)  # [{"host": "te1", "gpu": 0}, …]; empty: Ray chooses
     server = models.ForeignKey(Job, null=True, blank=True, on_delete=models.SET_NULL, related_name="serves")
     tunnel = models.BooleanField(default=False)  # the server answers only through the node's SSH connection

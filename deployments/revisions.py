@@ -11,13 +11,14 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from deployments import aliases, planning, rollout
+from deployments import aliases, planning
 from deployments.kept import Revision
 from deployments.models import Deployment
 from deployments.planning import Planned, spec_of
+from deployments.rollout import stories as rollout
 from deployments.spec import Spec
 from deployments.states import AT_REST
-from nodes import clusters
+from nodes.clusters import stories as clusters
 from nodes.models import Node
 
 

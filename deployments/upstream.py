@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deployments.models import Replica
-from nodes.clusters_address import inner_address
+from nodes.clusters.address import inner_address
 
 __all__ = ["base_url", "inner_address"]
 

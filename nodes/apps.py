@@ -15,4 +15,6 @@ class NodesConfig(Models):
 
     def ready(self) -> None:
         # They register their steps, stories and receivers.
-        from nodes import clusters, clusters_care, mesh, preparation, removal, wheelhouse  # noqa: F401
+        from nodes import mesh, preparation, removal, wheelhouse  # noqa: F401
+        from nodes.clusters import care as clusters_care  # noqa: F401
+        from nodes.clusters import stories as clusters  # noqa: F401

@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
 from nodes import locks, preparation, runs
-from nodes.clusters_address import ANYWHERE, inner_address
+from nodes.clusters.address import ANYWHERE, inner_address
 from nodes.hosts import shared_host
 from nodes.models import Cluster, ClusterKey, Link, Node, Run, Step
 from nodes.recipes import Satisfied, hosts_file, trust

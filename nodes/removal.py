@@ -10,7 +10,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
-from nodes import access, acquaintances, clusters, preparation, runs
+from nodes import access, acquaintances, preparation, runs
+from nodes.clusters import stories as clusters
 from nodes.hosts import close_shared, jump_host, shared_host
 from nodes.models import Bastion, Node, Run, Step
 from nodes.recipes import Satisfied

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from controlplane import streams
 from nodes import logs, runs, signals, tasks
-from nodes.clusters_watch import ClusterWatch
+from nodes.clusters.watch import ClusterWatch
 from nodes.hosts import open_host
 from nodes.models import Job, Node, Run
 from nodes.remote.command import python

@@ -6,9 +6,9 @@ import pytest
 
 from controlplane import streams
 from controlplane.problems import Problem
-from deployments import causes
 from deployments.models import Deployment
-from deployments.phases import Progress
+from deployments.rollout import causes
+from deployments.rollout.phases import Progress
 from nodes.models import Cluster, Job, Node
 
 pytestmark = [pytest.mark.valkey, pytest.mark.django_db]
@@ -66,7 +66,7 @@ def test_a_start_that_waits_for_gpus_in_vain_fails_after_seconds(job: Job) -> No
 
 def test_what_may_hang_is_given_a_quiet_minute(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("deployments.causes.time.time", lambda: now[0])
+    monkeypatch.setattr("deployments.rollout.causes.time.time", lambda: now[0])
     prints(job, NCCL)
     causes.check_goes_on(job, Progress("workers", 18))
     now[0] += 50
@@ -81,7 +81,7 @@ def test_what_may_hang_is_given_a_quiet_minute(job: Job, monkeypatch: pytest.Mon
 
 def test_a_long_silence_while_weights_load_is_no_failure(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("deployments.causes.time.time", lambda: now[0])
+    monkeypatch.setattr("deployments.rollout.causes.time.time", lambda: now[0])
     prints(job, LOADING)
     for _ in range(3):
         causes.check_goes_on(job, Progress("weights", 22))

@@ -17,12 +17,16 @@ from django.utils import timezone
 
 from controlplane import streams
 from controlplane.problems import Problem
-from deployments import rollout
 from deployments.models import Deployment
+from deployments.rollout import stories as rollout
 from deployments.states import DeploymentState
-from nodes import clusters, clusters_care, clusters_room, clusters_steps, hosts, logs, preparation, runs, signals
-from nodes.clusters_address import members
-from nodes.clusters_view import RayNode, View
+from nodes import hosts, logs, preparation, runs, signals
+from nodes.clusters import care as clusters_care
+from nodes.clusters import room as clusters_room
+from nodes.clusters import steps as clusters_steps
+from nodes.clusters import stories as clusters
+from nodes.clusters.address import members
+from nodes.clusters.view import RayNode, View
 from nodes.models import Cluster, Job, Node, Run
 from nodes.remote import job as remote_job
 from nodes.remote.command import script

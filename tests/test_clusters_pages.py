@@ -14,9 +14,11 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from nodes import clusters, clusters_care, clusters_pages
-from nodes.clusters_view import RayNode, View
+from nodes.clusters import care as clusters_care
+from nodes.clusters import stories as clusters
+from nodes.clusters.view import RayNode, View
 from nodes.models import Cluster, Job, Node, Run
+from nodes.web import cluster_pages as clusters_pages
 
 pytestmark = [pytest.mark.django_db, pytest.mark.valkey]
 

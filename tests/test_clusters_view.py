@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from controlplane.problems import Problem
-from nodes import clusters_view
-from nodes.clusters_view import Member, RayNode, View
+from nodes.clusters import view as clusters_view
+from nodes.clusters.view import Member, RayNode, View
 from nodes.facts import Environment, Facts, Gpu, Process
 
 

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
-from deployments import command_page, model_files, placing, planning, revisions, serving
-from deployments.forms import initial, parse_flags, written_flags
+from deployments import model_files, planning, revisions
 from deployments.models import Deployment
+from deployments.rollout import placing, serving
 from deployments.spec import Spec
+from deployments.web import command_page
+from deployments.web.forms import initial, parse_flags, written_flags
 from nodes.models import Cluster, Link, Node
 from nodes.remote.command import script
 from nodes.remote.local import LocalHost

@@ -14,7 +14,7 @@ from django.utils import translation
 
 from deployments.diagnosis import SIGNATURES, Diagnosis, match
 from deployments.diagnosis.signature import Kind, longest_literal
-from deployments.phases import PhaseReader
+from deployments.rollout.phases import PhaseReader
 
 LOGS = Path(__file__).parent / "logs"
 WORKER = "(EngineCore pid=1) \x1b[36m(RayWorkerProc pid=2, ip=10.0.0.7)\x1b[0m (Worker_PP1 pid=2) "

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments import figures, measured
-from deployments.figures import Interval, Reading, between, parse, quantile
 from deployments.models import Deployment
-from deployments.sampler import MOST, Sampler
+from deployments.telemetry import figures, measured
+from deployments.telemetry.figures import Interval, Reading, between, parse, quantile
+from deployments.telemetry.sampler import MOST, Sampler
 from nodes.models import Cluster, Node
 from nodes.telemetry import history, store
 

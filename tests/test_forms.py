@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deployments.commands import checked
-from deployments.forms import parse_flags
+from deployments.web.forms import parse_flags
 
 
 @pytest.mark.parametrize(("typed", "value"), [

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from controlplane.problems import Problem
-from deployments import freed
 from deployments.models import Deployment, Replica
+from deployments.rollout import freed
 from nodes.facts import Facts
 from nodes.models import Cluster, Job, Node
 from nodes.telemetry import store

@@ -97,8 +97,8 @@ print(*sys.modules)
 #: Each costs megabytes, and none of them has to do with a prompt.
 HEAVY = {
     "aiohttp", "celery", "channels", "django_htmx", "httpx", "kombu", "ninja", "paramiko", "pydantic", "yaml",
-    "controlplane.urls", "deployments.plan", "deployments.views", "nodes.hosts", "nodes.recipes", "nodes.tasks",
-    "nodes.views",
+    "controlplane.urls", "deployments.plan", "deployments.web.views", "nodes.hosts", "nodes.recipes", "nodes.tasks",
+    "nodes.web.views",
 }
 
 

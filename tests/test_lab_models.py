@@ -22,14 +22,15 @@ from nodes.models import Cluster, Node
 members = list(Node.objects.filter(name__in=names).order_by("name"))
 cluster = Cluster.objects.create(name="models", head=members[0])
 Node.objects.filter(name__in=names).update(cluster=cluster)
-from deployments import rollout
+from deployments.rollout import stories as rollout
 answer = rollout.create("tiny", model, cluster, None, {}, None).pk
 """
 _BRING = """
-from deployments import model_steps, rollout
+from deployments.rollout import model_steps
+from deployments.rollout import stories as rollout
 from deployments.models import Deployment
 from nodes import runs
-from nodes.clusters_address import members
+from nodes.clusters.address import members
 deployment = Deployment.objects.select_related("cluster__head").get(pk=pk)
 nodes = members(deployment.cluster)
 stages = [[("facts", node) for node in nodes], *model_steps.stages(deployment, nodes)]

@@ -15,8 +15,10 @@ from django.utils import timezone
 from controlplane import streams
 from controlplane.lifecycle import Event
 from controlplane.problems import Problem
-from deployments import canary, mending, rollout, server_page
+from deployments import canary, mending
 from deployments.models import Deployment, Replica
+from deployments.rollout import stories as rollout
+from deployments.web import server_page
 from nodes import signals, tasks
 from nodes.models import Cluster, Job, Node, Run
 from nodes.runs import advance, cancel

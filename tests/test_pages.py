@@ -15,14 +15,15 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from django.utils import timezone
 
 from controlplane.problems import Problem
-from deployments import planning, rollout
+from deployments import planning
 from deployments.gateway import keys as gateway_keys
 from deployments.model_files import ModelFiles
 from deployments.models import ApiKey, Deployment
+from deployments.rollout import stories as rollout
 from nodes import logs, registration
 from nodes.models import Cluster, Job, Node, Run, Step
-from nodes.pages import Source, sources, stories
 from nodes.remote.ssh import HostKey
+from nodes.web.pages import Source, sources, stories
 
 pytestmark = pytest.mark.django_db
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments import prediction
 from deployments.diagnosis.lines import parse, plain
-from deployments.phases import LONGEST_LINE, PHASES, SIGNS, PhaseReader, Progress
+from deployments.rollout import prediction
+from deployments.rollout.phases import LONGEST_LINE, PHASES, SIGNS, PhaseReader, Progress
 
 LOGS = Path(__file__).parent / "logs"
 FOUR_HOSTS = (LOGS / "four-hosts-pp4-ok.log").read_bytes()

@@ -8,10 +8,10 @@ import pytest
 from django.utils import timezone
 
 from controlplane.problems import Problem
-from deployments import placing, steps
 from deployments.models import Deployment
-from nodes import clusters_steps
-from nodes.clusters_view import View
+from deployments.rollout import placing, steps
+from nodes.clusters import steps as clusters_steps
+from nodes.clusters.view import View
 from nodes.models import Cluster, Node, Run, Step
 from nodes.runs import Done, Waiting
 

@@ -15,7 +15,7 @@ from controlplane.secrets import Secret
 from nodes import mesh, preparation
 from nodes.models import Link, Node, Run
 from nodes.options import Options
-from nodes.prepare_forms import PrepareForm
+from nodes.web.prepare_forms import PrepareForm
 
 pytestmark = pytest.mark.django_db
 

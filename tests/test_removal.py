@@ -17,7 +17,6 @@ from controlplane.secrets import Secret
 from nodes import access, acquaintances, hosts, logs, registration, removal, runs, tasks
 from nodes.facts import Facts
 from nodes.models import Cluster, Job, Node, Run
-from nodes.pages import fingerprint
 from nodes.recipes import Satisfied, Site
 from nodes.recipes import removal as recipes
 from nodes.registration import Login
@@ -26,6 +25,7 @@ from nodes.remote.command import Command, script
 from nodes.remote.errors import SignInRefused
 from nodes.states import JobState, NodeState
 from nodes.watch import Watch
+from nodes.web.pages import fingerprint
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd
 

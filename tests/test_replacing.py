@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.replacing import Copies, Room, Seat, Way, way
+from deployments.rollout.replacing import Copies, Room, Seat, Way, way
 
 GIB = 2**30
 NEED = 20 * GIB

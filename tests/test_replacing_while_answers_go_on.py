@@ -15,10 +15,10 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 from pytest_django import Settings
 
-from deployments import exchange
 from deployments.gateway import draining, keys
 from deployments.models import Deployment
-from deployments.replacing import Way
+from deployments.rollout import exchange
+from deployments.rollout.replacing import Way
 from deployments.states import DeploymentState
 from nodes.models import Run, Step
 from nodes.states import JOB_ACTIVE, RunState

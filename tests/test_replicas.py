@@ -12,8 +12,8 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 
 from controlplane.problems import Problem
-from deployments import placing, serving
 from deployments.models import Deployment
+from deployments.rollout import placing, serving
 from nodes.models import Cluster, Node
 
 BEFORE = [("deployments", "0004_aliases_and_controlling_keys"), ("nodes", "0003_step_about")]

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.problems import Problem
-from deployments import aliases, effects, model_files, placing, revisions, rollout
+from deployments import aliases, model_files, revisions
 from deployments.models import Deployment, Replica
-from deployments.prediction import compared
-from deployments.replacing import Way
+from deployments.rollout import effects, placing
+from deployments.rollout import stories as rollout
+from deployments.rollout.prediction import compared
+from deployments.rollout.replacing import Way
 from deployments.spec import Spec, from_yaml
 from nodes.models import Node, Run
 from nodes.remote.local import LocalHost

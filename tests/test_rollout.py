@@ -16,11 +16,12 @@ from pytest_django import Settings
 from controlplane.problems import Problem
 from controlplane.secrets import Secret
 from deployments import engine as engine_module
-from deployments import exchange, rollout
 from deployments.gateway import routes
 from deployments.gateway.client import Origin
 from deployments.models import Deployment
-from deployments.replacing import Way
+from deployments.rollout import exchange
+from deployments.rollout import stories as rollout
+from deployments.rollout.replacing import Way
 from deployments.states import DeploymentState, ReplicaState
 from nodes import ending, hosts, logs, preparation, registration, runs, signals, tasks
 from nodes.models import Job, Node, Run
@@ -69,7 +70,7 @@ def test_a_server_that_only_ssh_reaches_is_served_through_ssh(
     Node.objects.filter(pk=node.pk).update(root=str(engine.root))
     preparation.check(node.fresh(), None)
     # The server binds to an address that the control plane does not try, as behind a firewall.
-    monkeypatch.setattr("deployments.serving.inner_address", lambda node: "127.0.0.9")
+    monkeypatch.setattr("deployments.rollout.serving.inner_address", lambda node: "127.0.0.9")
     monkeypatch.setattr("deployments.upstream.inner_address", lambda node: "127.0.0.9")
     until(lambda: node.fresh().state == NodeState.READY)
     ready = rolled_out(rollout.create("far", Deployment.DEMO, node.fresh(), free_port(), {}, None))

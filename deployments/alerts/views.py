@@ -15,7 +15,7 @@ from deployments.alerts import delivery
 from deployments.alerts.forms import AlertForm
 from deployments.alerts.look import channels
 from deployments.alerts.models import Alert, AlertSettings, Delivery
-from nodes.pages import subjects
+from nodes.web.pages import subjects
 
 #: Alerts that are over and still shown.
 SHOWN = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django import template
 from django.utils.functional import Promise
 
-from deployments.phases import PHASES
+from deployments.rollout.phases import PHASES
 
 register = template.Library()
 

@@ -151,7 +151,7 @@ def _start(facts: Facts, site: Site, plan: PortPlan, address: str, token: Secret
 
 
 def view(site: Site, plan: PortPlan, address: str, patience: float) -> Command:
-    """How the cluster is, asked on its head: one JSON object, for `nodes.clusters_view`.
+    """How the cluster is, asked on its head: one JSON object, for `nodes.clusters.view`.
 
     Fails, with the reason as its last words, if Ray has not answered after ``patience`` seconds.
     """

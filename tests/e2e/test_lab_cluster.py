@@ -43,7 +43,7 @@ from deployments.gateway import keys
 answer = keys.create(get_user_model().objects.get(username="admin"), "lab")[1]
 """
 _VIEW = """
-from nodes.clusters_steps import last_view
+from nodes.clusters.steps import last_view
 from nodes.models import Cluster
 answer = [node.alive for node in last_view(Cluster.objects.get(name="four")).nodes]
 """
@@ -56,14 +56,15 @@ data = b"".join(chunk.data for chunk in streams.read(streams.log_key(job), 0))
 answer = [len(data), hashlib.sha256(data).hexdigest()]
 """
 _START_ALONE = """
-from deployments import revisions, rollout
+from deployments import revisions
+from deployments.rollout import stories as rollout
 from deployments.spec import Spec
 made = revisions.create(Spec.from_dict(
     {"name": "alone", "model": "demo", "node": "te5", "executor": "mp", "options": options}), None, "")
 answer = rollout.start(made, None).pk
 """
 _STOP_ALONE = """
-from deployments import rollout
+from deployments.rollout import stories as rollout
 from deployments.models import Deployment
 answer = rollout.stop(Deployment.objects.get(name="alone"), None).pk
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments import rollout
 from deployments.models import Deployment, Replica
+from deployments.rollout import stories as rollout
 from deployments.states import DeploymentState
 from nodes import runs
 from nodes.models import Node, Run

@@ -10,12 +10,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.translation import gettext as _
 
 from controlplane.problems import Problem
-from deployments import effects, revisions
-from deployments.effects import Preview
+from deployments import revisions
 from deployments.models import Deployment
 from deployments.revisions import Applied, Line
-from deployments.server_page import WAYS
+from deployments.rollout import effects
+from deployments.rollout.effects import Preview
 from deployments.spec import LARGEST_FILE, Spec, from_yaml
+from deployments.web.server_page import WAYS
 
 #: Exit status for a file that cannot be read or says what cannot be; and where all is saved and something cannot run.
 _BAD_INPUT, _NOT_RUN = 2, 1

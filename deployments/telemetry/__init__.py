@@ -1,0 +1,1 @@
+"""What engines measure of themselves: sampled, kept, shown, and told to Prometheus."""
