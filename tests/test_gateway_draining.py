@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,9 @@ from tests import upstream
 from tests.support.gateway_world import World, client_of, prompt, route
 from tests.test_gateway import CHAT, endless, never, within
 from tests.upstream import Asked, StandIn, stand_in
+
+#: Out of the routes for longer than a report is kept.
+LONG = timedelta(seconds=60)
 
 
 async def until(true: Callable[[], bool], seconds: float = 5) -> None:
@@ -50,11 +54,11 @@ async def test_a_server_is_drained_once_it_is_out_of_the_routes_and_its_streams_
             await until(lambda: draining.in_flight(old.port) == 1)
             world.routes["m"] = route("m", new.port)
             world.poke()
-            await until(lambda: not draining.drained(new.port))  # the gateway knows of the change
+            await until(lambda: not draining.drained(new.port, LONG))  # the gateway knows of the change
             answer = await http.post(CHAT, json=prompt())
-            assert not await asyncio.to_thread(draining.drained, old.port)
+            assert not await asyncio.to_thread(draining.drained, old.port, LONG)
             asking.cancel()
-            await until(lambda: draining.drained(old.port))
+            await until(lambda: draining.drained(old.port, LONG))
     assert answer.status_code == 200
     assert not await asyncio.to_thread(draining.in_flight, old.port)
 
@@ -65,22 +69,30 @@ async def test_a_server_that_is_routed_is_not_drained_though_nothing_is_on_its_w
         world = World(m=server.port)
         async with client_of(reporting(world)) as http:
             await http.post(CHAT, json=prompt())
-            await until(lambda: not draining.drained(server.port))
+            await until(lambda: not draining.drained(server.port, LONG))
             assert await asyncio.to_thread(draining.in_flight, server.port) == 0
 
 
 @pytest.mark.valkey
 def test_a_gateway_that_was_killed_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     streams.client().sadd("quarterdeck:gateways", "killed")  # its report has expired
-    assert draining.drained("job")
+    assert draining.drained("job", LONG)
     assert not streams.client().smembers("quarterdeck:gateways")
+
+
+@pytest.mark.valkey
+def test_a_report_that_may_be_from_before_says_nothing() -> None:
+    streams.client().sadd("quarterdeck:gateways", "begun just now")
+    streams.client().set("quarterdeck:gateway:begun just now", "{}")  # it had not looked at the routes yet
+    assert not draining.drained("job", timedelta(seconds=0.5))
+    assert draining.drained("job", LONG)
 
 
 def test_without_redis_nothing_is_known_to_be_drained(settings: Settings) -> None:
     settings.REDIS_URL = "unix:///nowhere/valkey.sock"
     streams.client.cache_clear()
     with pytest.raises(redis.RedisError):
-        draining.drained("job")
+        draining.drained("job", LONG)
 
 
 async def test_a_stream_goes_on_when_its_server_leaves_the_routes() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.secrets import Secret
-from nodes.remote import ssh
+from nodes.remote import ssh, ssh_channel
 from nodes.remote.command import Command, command, python, quote, script
 from nodes.remote.errors import BadKey, HostKeyChanged, SignInRefused, TimedOut, Unreachable
 from nodes.remote.host import Host
@@ -198,3 +198,45 @@ def test_a_command_that_does_not_read_its_input_is_told_by_its_status(server: Ss
     with ssh.connect(server.login(), server.host_key) as connected:
         for _ in range(5):
             assert connected.run(script("exit 9"), stdin=b"x" * 4_000_000).status == 9
+
+
+class _LastWordsLate:
+    """A paramiko channel whose last bytes, end and status all come just after its outputs were looked at."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.left, self.here, self.eof_received = b"the last words", False, False
+        self.status_event = threading.Event()
+
+    def get_transport(self) -> _LastWordsLate:
+        return self
+
+    def is_active(self) -> bool:
+        return True
+
+    def settimeout(self, seconds: float) -> None: ...
+
+    def shutdown_write(self) -> None: ...
+
+    def recv_ready(self) -> bool:
+        ready, self.here, self.eof_received = self.here and bool(self.left), True, True
+        return ready
+
+    def recv(self, size: int) -> bytes:
+        said, self.left = self.left, b""
+        return said
+
+    def recv_stderr_ready(self) -> bool:
+        return False
+
+    def exit_status_ready(self) -> bool:
+        return self.here
+
+    def recv_exit_status(self) -> int:
+        return 0
+
+
+def test_what_comes_between_two_looks_is_not_lost() -> None:
+    result = ssh_channel.converse(_LastWordsLate(), "te1", b"", 5)  # type: ignore[arg-type]
+    assert (result.status, result.stdout) == (0, b"the last words")

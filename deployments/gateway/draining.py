@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
 from typing import cast
 
 import redis
@@ -37,13 +38,15 @@ def in_flight(server: object) -> int:
     return sum(report.get(str(server), 0) for report in _reports())
 
 
-def drained(server: object) -> bool:
+def drained(server: object, since: timedelta) -> bool:
     """Whether no gateway has or will send anything to a model server any more. Raises `RedisError`.
 
-    A gateway counts from its last look at the routes: one that does not know yet that the server is out of them
-    keeps this from being true. Ask again; without any gateway it is true at once.
+    ``since``: how long it has been out of the routes. A gateway counts from its last look at them: one that does not
+    know of it yet keeps this from being true, and a report that may be from before says nothing. Ask again; without
+    any gateway it is true at once.
     """
-    return not any(str(server) in report for report in _reports())
+    reports = _reports()
+    return not reports or (since.total_seconds() > FORGOTTEN and not any(str(server) in report for report in reports))
 
 
 def _reports() -> list[dict[str, int]]:

@@ -144,9 +144,10 @@ def _drained(step: Step) -> Done | Waiting:
     replica = replica_of(step)
     if replica.server_id is None or replica.server is None or replica.server.state not in JOB_ACTIVE:
         return Done()
-    if draining.drained(replica.server_id):
+    begun = step.started_at or timezone.now()
+    if draining.drained(replica.server_id, timezone.now() - begun):
         return Done(_("all its answers ended"))
-    if step.started_at is not None and timezone.now() - step.started_at > DRAIN_TIME:
+    if timezone.now() - begun > DRAIN_TIME:
         return Done(_("answers that still go on are cut off after %(minutes)d min")
                     % {"minutes": DRAIN_TIME.seconds // 60})
     return Waiting(_("waiting for its answers to end"))

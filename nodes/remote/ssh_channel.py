@@ -124,8 +124,10 @@ def converse(channel: paramiko.Channel, where: str, stdin: bytes, timeout: float
         channel.shutdown_write()
     while True:
         rest = _feed(channel, rest)
+        # Looked at before the outputs: what comes between the two looks is read in the next round.
+        over = channel.exit_status_ready() and (channel.eof_received or channel.closed)
         moved = _drain(channel, out, err)
-        if not moved and channel.exit_status_ready() and (channel.eof_received or channel.closed):
+        if over and not moved:
             return Result(_status(channel, where), _without_greeting(out, where), bytes(err))
         if time.monotonic() > deadline:
             raise TimedOut(where, timeout)

@@ -34,7 +34,7 @@ from tests.support.sshd import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine, pytest.mark.lab, pytest.mark.sshd, pytest.mark.valkey]
 
-#: Seconds that a host and the control plane stay away; QUARTERDECK_TEST_AWAY=300 makes it minutes (docs/performance.md).
+#: Seconds that a host and the control plane stay away; QUARTERDECK_TEST_AWAY=300 makes it minutes.
 AWAY = int(os.environ.get("QUARTERDECK_TEST_AWAY", "12"))
 STARTED_MS = 600_000  # most of a minute where nothing else runs
 QUICK = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000",
