@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 
 from controlplane import streams
 from controlplane.problems import Problem
+from controlplane.secrets import MASK, Secret
 from deployments import accepted, flags
 from deployments.commands import checked
 from deployments.model_files import model_files
@@ -35,6 +36,7 @@ from nodes.telemetry.sample import INDEX, USED
 #: A sample older than this many seconds says nothing of now; the facts do.
 _SAMPLE_SECONDS = 30
 _LANGUAGES = ("en", "zh-hans")
+_NOBODY = -1  # the key of a deployment that is not kept
 
 
 @dataclass(frozen=True)
@@ -254,9 +256,32 @@ def kept(planned: Planned, spec: Spec) -> dict[str, Any]:
     """The fields of a deployment that come from its plan."""
     return {
         "executor": executor_for(spec, planned.plan),
-        "copies": spec.copies or (planned.layout.replicas if planned.layout else 1),
+        "copies": _copies(spec, planned),
         "plan": stored(planned, spec),
     }
+
+
+def draft_of(spec: Spec, planned: Planned, besides: Deployment | None = None) -> Deployment:
+    """The deployment that the specification with its plan would make, or make of ``besides``; not kept."""
+    place = place_of(spec)
+    head = place if isinstance(place, Node) else place.head
+    cluster = place if isinstance(place, Cluster) else place.cluster or Cluster(name=head.name, head=head)
+    return Deployment(
+        pk=besides.pk if besides else _NOBODY,
+        name=spec.name,
+        model=spec.model,
+        cluster=cluster,
+        executor=executor_for(spec, planned.plan),
+        copies=_copies(spec, planned),
+        plan=planned.plan.to_json() if planned.plan and planned.layout else {},
+        port=spec.port or (besides.port if besides else 0),
+        options=dict(planned.looked.options),
+        api_key=Secret(MASK),
+    )
+
+
+def _copies(spec: Spec, planned: Planned) -> int:
+    return spec.copies or (planned.layout.replicas if planned.layout else 1)
 
 
 def executor_for(spec: Spec, outcome: Plan | None) -> str:

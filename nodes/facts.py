@@ -163,7 +163,6 @@ class Facts:
     interfaces: tuple[Interface, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str = ""  # why none could be asked, in English as the node said it
-    gpu_links: tuple[str, ...] = ()  # as `nvidia-smi topo` names them: "NV18", "PHB", "SYS"
     gpu_pairs: tuple[GpuPair, ...] = ()
     mig_instances: tuple[MigInstance, ...] = ()
     gpu_processes: tuple[Process, ...] = ()
@@ -188,7 +187,7 @@ class Facts:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         known = _known(cls, data)
-        for name in ("cpu_flags", "addresses", "gpu_links", "accelerators", "models", "listening"):
+        for name in ("cpu_flags", "addresses", "accelerators", "models", "listening"):
             known[name] = tuple(known.get(name, ()))
         known["gpu_pairs"] = tuple(GpuPair(*pair) for pair in known.get("gpu_pairs", ()) if len(pair) == 3)
         for name, kind in _LISTS.items():

@@ -16,8 +16,6 @@ _LISTED = 12
 
 def links(facts: Facts) -> str:
     """How the GPUs reach each other, a line for each kind of link with its pairs; "" where it is not known."""
-    if not facts.gpu_pairs:
-        return ", ".join(map(_link, facts.gpu_links))
     kinds: dict[str, list[str]] = {}
     for pair in facts.gpu_pairs:
         kinds.setdefault(pair.link, []).append(f"{pair.one}–{pair.other}")

@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from controlplane.problems import Problem
+from deployments import planning
 from deployments.gateway import keys
 from deployments.models import ApiKey, Deployment, Usage
+from deployments.rollout import effects
+from deployments.spec import Spec
 from nodes import registration
 from nodes.models import Cluster, Job, Node, Run
 from nodes.remote.ssh import HostKey
@@ -160,6 +165,42 @@ def test_a_file_is_applied_and_again_is_the_same_as_once(node: Node) -> None:
     elsewhere = (file % 1).replace("tiny", "b").replace("gpu-1", "none")
     assert "no node none" in error_of(apply(f"{file % 3}---\n{elsewhere}"), 409)
     assert Deployment.objects.get().options == {"seed": 2}  # nothing of a file is done that cannot be done whole
+
+
+def test_nodes_are_asked_in_no_transaction(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that answers slowly would keep everybody else from writing meanwhile."""
+    outside, within, plan_for = len(connection.atomic_blocks), [], planning.plan_for
+
+    def asked(spec: Spec, besides: Deployment | None = None) -> planning.Planned:
+        within.append(len(connection.atomic_blocks) - outside)
+        return plan_for(spec, besides)
+
+    monkeypatch.setattr(planning, "plan_for", asked)
+    program = Program()
+    file, change = "name: tiny\nmodel: /m\nnode: gpu-1\n", {"name": "tiny", "model": "/m", "node": "gpu-1"}
+    for address in ("/api/apply", "/api/apply?start=true"):
+        assert program.generic("POST", address, file, content_type="application/yaml").status_code == 200
+    Deployment.objects.update(state="draft")
+    assert program.call("PUT", "deployments/tiny", **change, options={"seed": 1}).status_code == 200
+    assert program.call("POST", "deployments/tiny/revisions/1/restore").status_code == 200
+    assert len(within) >= 6
+    assert set(within) == {0}
+
+
+def test_what_cannot_run_now_is_saved_and_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_args: object, **_kwargs: object) -> None:
+        raise Problem("gpu-1 cannot be reached.", "Bring it back.")
+
+    program = Program()
+    change = {"name": "tiny", "model": "/m", "node": "gpu-1"}
+    program.call("POST", "deployments", **change)
+    monkeypatch.setattr(effects, "take", cannot)
+    said = error_of(program.call("PUT", "deployments/tiny", **change, options={"seed": 1}), 409)
+    assert "is saved, and does not run yet: gpu-1 cannot be reached." in said
+    file = "name: tiny\nmodel: /m\nnode: gpu-1\noptions: {seed: 2}\n"
+    (told,) = program.generic("POST", "/api/apply", file, content_type="application/yaml").json()
+    assert (told["run"], "gpu-1 cannot be reached." in told["problem"]) == (None, True)
+    assert Deployment.objects.get().options == {"seed": 2}
 
 
 def test_a_cluster_is_made_formed_joined_left_dissolved_and_deleted(node: Node) -> None:

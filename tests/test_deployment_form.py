@@ -288,7 +288,7 @@ def test_what_is_shown_is_what_the_rollout_runs(four: Cluster) -> None:
     made = revisions.create(spec, None)
     planned = planning.plan_for(spec)
     (replica,) = placing.place(made)
-    (draft,) = command_page.would_be(command_page.draft_of(spec, planned))
+    (draft,) = command_page.would_be(planning.draft_of(spec, planned))
     draft.deployment.api_key = made.api_key
     draft.port = replica.port
     assert serving.command_of(draft) == serving.command_of(replica)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nodes.facts import Environment, Facts, Gpu, Process, probe_answer
+from nodes.facts import Environment, Facts, Gpu, GpuPair, Process, probe_answer
 from nodes.remote import readings
 
 CAPTURED = Path(__file__).parent / "facts"
@@ -37,7 +37,7 @@ def test_a_real_nodes_answer_becomes_facts() -> None:
     assert [interface.name for interface in facts.interfaces] == ["eth0", "eth0"]
     assert [gpu.memory_used_mib for gpu in facts.gpus] == [4, 2667]
     assert facts.gpu_processes[0].gpu_uuid == facts.gpus[1].uuid
-    assert facts.gpu_links == ("NV18",)
+    assert facts.gpu_pairs == (GpuPair(0, 1, "NV18"),)
     assert facts.engine == "cuda"
 
 

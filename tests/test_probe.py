@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nodes.facts import PROBE, Facts
+from nodes.facts import PROBE, Facts, GpuPair
 from nodes.remote import probe
 
 CAPTURED = Path(__file__).parent / "facts"
@@ -158,7 +158,7 @@ def test_gpus_and_who_holds_their_memory(tmp_path: Path) -> None:
     with running("sleep", "60") as holder:
         facts = Facts.from_json(asked(tmp_path, path=replaying(tmp_path, holder.pid)))
     assert [gpu.name for gpu in facts.gpus] == ["NVIDIA H200", "NVIDIA H200"]
-    assert facts.gpu_links == ("NV18",)
+    assert facts.gpu_pairs == (GpuPair(0, 1, "NV18"),)
     process = facts.gpu_processes[0]
     assert (process.pid, process.command, process.used_mib) == (holder.pid, "sleep 60", 2658)
     assert (process.ours, facts.gpu_error) == (False, "")

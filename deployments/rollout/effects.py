@@ -19,7 +19,6 @@ from deployments.rollout import stories as rollout
 from deployments.rollout.replacing import Way
 from deployments.spec import Spec
 from deployments.states import AT_REST, REPLICA_AT_REST, SERVING
-from deployments.web import command_page
 from nodes.models import Run
 
 
@@ -89,5 +88,5 @@ def _preview(spec: Spec) -> Preview:
         return Preview(spec.name, "created", rests=True)
     lines = tuple(revisions.changes(found, spec))
     due = found.state in SERVING and (bool(lines) or outdated(found))
-    way = exchange.forecast(command_page.draft_of(spec, planned, found)) if due else None
+    way = exchange.forecast(planning.draft_of(spec, planned, found)) if due else None
     return Preview(spec.name, "changed" if lines else "unchanged", lines, way, found.state in AT_REST)

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy
+
 
 class Way(StrEnum):
     """How the old servers give way to the new ones."""
@@ -14,6 +17,20 @@ class Way(StrEnum):
     BESIDE = "beside"  # the new ones start beside the old: no gap
     ONE_BY_ONE = "one by one"  # each in the place of an old one, while the others answer: no gap, less room
     AT_ONCE = "at once"  # the old ones must end first: a gap as long as a start
+
+
+#: What is said before servers are replaced.
+WAYS: Mapping[Way | None, Promise] = {
+    Way.BESIDE: gettext_lazy(
+        "There is no gap: new servers start beside the old ones. Once they answer, requests go to them, and the old "
+        "ones end when their last answers have."),
+    Way.ONE_BY_ONE: gettext_lazy(
+        "There is no gap: the GPUs do not hold old and new ones at once, so the copies are replaced one after another, "
+        "while the others answer."),
+    Way.AT_ONCE: gettext_lazy(
+        "There will be a gap: the GPUs do not hold old and new servers at once, so the old ones end first. Requests "
+        "are refused from then until the new ones answer, which takes as long as a start."),
+}
 
 
 @dataclass(frozen=True)

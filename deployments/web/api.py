@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from django.contrib.auth.models import User
-from django.db import transaction
 from django.http import HttpRequest
 from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
@@ -15,6 +14,7 @@ from ninja.responses import Status
 from pydantic import StringConstraints
 
 from controlplane.api import FAILURES, Invalid, Line, Listed, Name, Small, Window, Word, listed, needs
+from controlplane.problems import Problem
 from controlplane.roles import ADMIN, OPERATOR
 from deployments import aliases, revisions
 from deployments.kept import Revision
@@ -94,7 +94,8 @@ class AppliedOut(Schema):
     what: Literal["created", "changed", "unchanged"]
     revision: int
     lines: list[Difference]
-    run: RunOut | None = Field(description="what makes it run as the file says; null: nothing has to")
+    run: RunOut | None = Field(description="what makes it run as the file says; null: nothing has to, or cannot now")
+    problem: str = Field("", description="why it cannot run as the file says now; it is saved")
 
 
 class Effect(Schema):
@@ -158,36 +159,50 @@ _YAML = {"required": True, "content": {"application/yaml": {"schema": {"type": "
     "/apply", response={200: list[AppliedOut], **FAILURES}, tags=["deployments"], openapi_extra={"requestBody": _YAML}
 )
 def apply(request: HttpRequest, effect: Query[ApplyEffect]) -> list[AppliedOut]:
-    """Make deployments what a YAML file says, as `manage.py apply` does; all of it, or nothing. Again is as once."""
+    """Make deployments what a YAML file says, as `manage.py apply` does: nothing, where any of it cannot be."""
     user = needs(request, OPERATOR).user
     try:
         specs = from_yaml(request.body.decode())
     except UnicodeDecodeError as error:
         raise Invalid(_("This is not text in UTF-8.")) from error
-    for spec in specs:  # all of them before the first is touched
+    for spec in specs:  # all of them before the first is touched; nodes may be asked, so in no transaction
         revisions.check(spec)
-    with transaction.atomic():
-        return [_applied(revisions.apply(spec, user, "/api/apply"), user, effect) for spec in specs]
+    saved = [revisions.apply(spec, user, "/api/apply") for spec in specs]
+    return [_applied(one, user, effect) for one in saved]
 
 
 def _applied(applied: revisions.Applied, user: User, effect: ApplyEffect) -> AppliedOut:
+    """Have it run as it is saved; one that cannot does not keep the others from it."""
+    run, problem = None, ""
+    try:
+        run = effects.take(applied.deployment, user, start=effect.start) if effect.restart else None
+    except Problem as found:
+        problem = str(found)
     lines = [Difference(**line._asdict()) for line in applied.lines]
-    one = applied.deployment
-    run = effects.take(one, user, start=effect.start) if effect.restart else None
-    told = tell_run(run) if run else None
-    return AppliedOut(name=one.name, what=applied.what, revision=one.revision, lines=lines, run=told)  # type: ignore[arg-type]
+    return AppliedOut(
+        name=applied.deployment.name, what=applied.what, revision=applied.deployment.revision, lines=lines,  # type: ignore[arg-type]
+        run=tell_run(run) if run else None, problem=problem,
+    )
 
 
 @router.put("/deployments/{name}", response={200: DeploymentOut, **FAILURES}, tags=["deployments"])
 def change(request: HttpRequest, name: Path[Name], new: DeploymentNew, effect: Query[Effect]) -> DeploymentOut:
     """Give it another specification, and have servers that run replaced by such: without a gap where GPUs allow it."""
     user = needs(request, OPERATOR).user
-    with transaction.atomic():
-        found = _named(name)
-        revisions.change(found, Spec.from_dict(new.dict()), user)
+    found = _named(name)
+    revisions.change(found, Spec.from_dict(new.dict()), user)
+    return _running_as_saved(found, user, effect)
+
+
+def _running_as_saved(found: Deployment, user: User, effect: Effect) -> DeploymentOut:
+    """Raises the `Problem` that keeps its servers from being replaced, which says that it is saved."""
+    try:
         if effect.restart:
             effects.take(found, user)
-    return _deployment(_named(name))
+    except Problem as problem:
+        said = _("Revision %(number)d is saved, and does not run yet: %(why)s")
+        raise Problem(said % {"number": found.revision, "why": problem.what}, problem.next_step) from problem
+    return _deployment(_named(found.name))
 
 
 @router.get("/deployments/{name}/revisions", response={200: Listed[RevisionOut], **FAILURES}, tags=["deployments"])
@@ -206,12 +221,9 @@ def restore(
 ) -> DeploymentOut:
     """Make an earlier specification the newest, and have servers that run replaced by such."""
     user = needs(request, OPERATOR).user
-    with transaction.atomic():
-        found = _named(name)
-        revisions.roll_back(found, number, user)
-        if effect.restart:
-            effects.take(found, user)
-    return _deployment(_named(name))
+    found = _named(name)
+    revisions.roll_back(found, number, user)
+    return _running_as_saved(found, user, effect)
 
 
 @router.post("/deployments/{name}/start", response={202: RunOut, **FAILURES}, tags=["deployments"])

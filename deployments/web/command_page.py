@@ -9,11 +9,8 @@ from typing import NamedTuple
 from django.utils.translation import gettext as _
 
 from controlplane.secrets import MASK, Secret
-from deployments import planning
 from deployments.models import Deployment, Replica
-from deployments.planning import Planned
 from deployments.rollout import placing, serving
-from deployments.spec import Spec
 from nodes import preparation
 from nodes.clusters import steps as clusters_steps
 from nodes.clusters.address import inner_address, members
@@ -25,7 +22,6 @@ from nodes.remote.command import Command
 _SECRET_FILES = frozenset({"ray.token"})
 #: Servers and nodes that are written out; the others are alike.
 MOST_SHOWN = 8
-_NOBODY = -1  # the key of a deployment that is not kept
 
 
 class Shown(NamedTuple):
@@ -35,25 +31,6 @@ class Shown(NamedTuple):
     title: str
     text: str
     files: list[tuple[str, str]]
-
-
-def draft_of(spec: Spec, planned: Planned, besides: Deployment | None = None) -> Deployment:
-    """The deployment that the specification with its plan would make, or make of ``besides``; not kept."""
-    place = planning.place_of(spec)
-    head = place if isinstance(place, Node) else place.head
-    cluster = place if isinstance(place, Cluster) else place.cluster or Cluster(name=head.name, head=head)
-    return Deployment(
-        pk=besides.pk if besides else _NOBODY,
-        name=spec.name,
-        model=spec.model,
-        cluster=cluster,
-        executor=planning.executor_for(spec, planned.plan),
-        copies=spec.copies or (planned.layout.replicas if planned.layout else 1),
-        plan=planned.plan.to_json() if planned.plan and planned.layout else {},
-        port=spec.port or (besides.port if besides else 0),
-        options=dict(planned.looked.options),
-        api_key=Secret(MASK),
-    )
 
 
 def would_be(draft: Deployment) -> list[Replica]:

@@ -15,9 +15,10 @@ from deployments.models import Deployment
 from deployments.planning import Planned
 from deployments.rollout import exchange
 from deployments.rollout import stories as rollout
+from deployments.rollout.replacing import WAYS
 from deployments.spec import Spec
 from deployments.states import AT_REST, SERVING
-from deployments.web import command_page, plan_page, server_page
+from deployments.web import command_page, plan_page
 from deployments.web.forms import FLAGS, LAYOUT, DeploymentForm, initial
 from deployments.web.revision_views import bring_about
 from nodes.models import Node
@@ -120,10 +121,10 @@ def _verdict(spec: Spec, planned: Planned) -> dry_run.Verdict | None:
 def _more(spec: Spec, planned: Planned, besides: Deployment | None) -> dict[str, object]:
     """The commands, and how what runs would be replaced; neither stands in the way of the plan."""
     try:
-        draft = command_page.draft_of(spec, planned, besides)
+        draft = planning.draft_of(spec, planned, besides)
         gap = exchange.forecast(draft) if besides and besides.state in SERVING else None
         commands = command_page.of_deployment(draft, command_page.would_be(draft))
-        return {"commands": commands, "gap": gap, "gap_words": server_page.WAYS.get(gap)}
+        return {"commands": commands, "gap": gap, "gap_words": WAYS.get(gap)}
     except Problem as problem:
         return {"commands_problem": str(problem)}
 

@@ -18,8 +18,8 @@ from controlplane.roles import OPERATOR, SignedIn, role_required
 from deployments import planning, revisions
 from deployments.models import Deployment
 from deployments.rollout import effects
+from deployments.rollout.replacing import WAYS
 from deployments.spec import LARGEST_FILE, from_yaml
-from deployments.web import server_page
 
 #: Revisions that the history shows.
 MOST_SHOWN = 50
@@ -49,7 +49,7 @@ def restore(request: SignedIn, name: str, number: int) -> HttpResponse:
     if request.method == "POST":
         return _go_back(request, found, number)
     told = effects.preview(revisions.earlier(found, number))
-    page = {"deployment": found, "number": number, "told": told, "way": server_page.WAYS.get(told.way)}
+    page = {"deployment": found, "number": number, "told": told, "way": WAYS.get(told.way)}
     return render(request, "deployments/restore.html", page)
 
 
@@ -132,7 +132,7 @@ def preview(request: SignedIn) -> HttpResponse:
     try:
         specs = from_yaml(text) if text else []
         told = [effects.preview(spec) for spec in specs[:MOST_PREVIEWED]]
-        page = {"told": [(one, server_page.WAYS.get(one.way)) for one in told], "more": len(specs) - len(told)}
+        page = {"told": [(one, WAYS.get(one.way)) for one in told], "more": len(specs) - len(told)}
     except Problem as problem:
         page = {"problem": problem}
     return render(request, "deployments/preview.html", page)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from controlplane.problems import Problem
 from controlplane.templatetags.deck import duration
 from deployments import mending
 from deployments.models import Deployment, Replica
 from deployments.rollout import exchange
-from deployments.rollout.replacing import Way
+from deployments.rollout.replacing import WAYS
 from deployments.states import COMING_BACK, SERVING, DeploymentState, ReplicaState
-
-#: What is said before servers are replaced.
-WAYS: Mapping[Way | None, Promise] = {
-    Way.BESIDE: gettext_lazy(
-        "There is no gap: new servers start beside the old ones. Once they answer, requests go to them, and the old "
-        "ones end when their last answers have."),
-    Way.ONE_BY_ONE: gettext_lazy(
-        "There is no gap: the GPUs do not hold old and new ones at once, so the copies are replaced one after another, "
-        "while the others answer."),
-    Way.AT_ONCE: gettext_lazy(
-        "There will be a gap: the GPUs do not hold old and new servers at once, so the old ones end first. Requests "
-        "are refused from then until the new ones answer, which takes as long as a start."),
-}
 
 
 class Server(NamedTuple):

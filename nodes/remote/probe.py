@@ -37,7 +37,6 @@ from nodes.remote.readings import (
     parse_cuda_version,
     parse_default_interface,
     parse_distributions,
-    parse_gpu_links,
     parse_gpu_pairs,
     parse_gpu_processes,
     parse_gpus,
@@ -351,7 +350,7 @@ def gpus(root: Path) -> Fact:
         return {"gpus": [], "gpu_error": f"nvidia-smi failed: {error}"}
     topology = ask("nvidia-smi", "topo", "-m")[1] if len(found) > 1 else ""
     split = ask("nvidia-smi", "-L")[1] if any(gpu["mig"] for gpu in found) else ""
-    return {"gpus": found, "gpu_error": "", "gpu_links": parse_gpu_links(topology),
+    return {"gpus": found, "gpu_error": "",
             "gpu_pairs": parse_gpu_pairs(topology), "mig_instances": parse_mig(split)}  # fmt: skip
 
 

@@ -85,13 +85,6 @@ def parse_gpu_processes(text: str) -> list[Fact]:
     ]
 
 
-def parse_gpu_links(text: str) -> list[str]:
-    """How the GPUs reach each other, from ``nvidia-smi topo -m``: the distinct links, as "NV18" or "SYS"."""
-    rows = [line.split() for line in text.splitlines() if re.match(r"GPU\d+\s", line)]
-    cells = (cell for row in rows for cell in row[1 : len(rows) + 1])
-    return sorted({cell for cell in cells if re.match(r"(NV\d+|PIX|PXB|PHB|NODE|SYS)$", cell)})
-
-
 def parse_gpu_pairs(text: str) -> list[list[Any]]:
     """Each pair of GPUs once, with its link, from ``nvidia-smi topo -m``: [0, 1, "NV18"]."""
     rows = [line.split() for line in text.splitlines() if re.match(r"GPU\d+\s", line)]

@@ -15,8 +15,8 @@ from deployments.models import Deployment
 from deployments.revisions import Applied, Line
 from deployments.rollout import effects
 from deployments.rollout.effects import Preview
+from deployments.rollout.replacing import WAYS
 from deployments.spec import LARGEST_FILE, Spec, from_yaml
-from deployments.web.server_page import WAYS
 
 #: Exit status for a file that cannot be read or says what cannot be; and where all is saved and something cannot run.
 _BAD_INPUT, _NOT_RUN = 2, 1
