@@ -116,7 +116,10 @@ def _missing(files: list[Path], there: Mapping[str, int]) -> list[Path]:
 def _push_one(node: Node, path: Path, at: int, end: float) -> bool:
     """Push a wheel from byte ``at`` on, or a piece of it until ``end``; True once it has its name there."""
     size, place = path.stat().st_size, f"{preparation.site(node).wheelhouse}/{path.name}"
-    sent = _Slice(path, at if at <= size else 0, end)
+    if at > size:  # of another wheel that had this name
+        ask(shared_host(node), script("rm -f \"$1\"", f"{place}.part"))
+        at = 0
+    sent = _Slice(path, at, end)
     shared_host(node).put(f"{place}.part", sent.at, iter(sent))
     if sent.at < size:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ from nodes.options import Options
 from nodes.recipes import Satisfied, python_env
 from nodes.recipes.wheelhouse import choose, platforms
 from nodes.registration import Login
+from nodes.remote import ssh
 from nodes.remote.command import script
+from nodes.remote.errors import Unreachable
 from nodes.runs import Done, Waiting
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd
@@ -127,6 +130,35 @@ class TestPushed:
         assert not place(server, "big-1.0-py3-none-any.whl").exists()
         assert self.pushed(step)[-1] == "2 wheels are there"
         assert place(server, "big-1.0-py3-none-any.whl").read_bytes() == WHEELS["big-1.0-py3-none-any.whl"]
+
+    def test_what_was_sent_and_not_answered_is_not_said_to_be_there(
+        self, step: Step, server: Sshd, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wheelhouse._there(step.node)
+        monkeypatch.setattr(ssh, "ANSWER_SECONDS", 0.5)
+        with ExitStack() as line:
+
+            def pieces() -> Iterator[bytes]:
+                yield b"one"
+                line.enter_context(server.silent())
+                yield b"two"
+
+            with pytest.raises(Unreachable):
+                hosts.shared_host(step.node).put(str(place(server, "file")), 0, pieces())
+
+    def test_a_file_that_is_begun_again_keeps_what_an_earlier_connection_still_sends(
+        self, step: Step, server: Sshd
+    ) -> None:
+        wheelhouse._there(step.node)
+        place(server, "file").write_bytes(b"..cdef")
+        hosts.shared_host(step.node).put(str(place(server, "file")), 0, [b"ab"])
+        assert place(server, "file").read_bytes() == b"abcdef"
+
+    def test_a_longer_piece_of_another_wheel_is_not_gone_on_with(self, step: Step, server: Sshd) -> None:
+        wheelhouse._there(step.node)
+        place(server, "small-2.0-py3-none-any.whl.part").write_bytes(b"longer than the wheel")
+        assert self.pushed(step)[-1] == "2 wheels are there"
+        assert place(server, "small-2.0-py3-none-any.whl").read_bytes() == b"tiny"
 
     def test_what_is_missing_here_is_named_with_what_fetches_it(self, step: Step) -> None:
         (settings.WHEELHOUSE / "small-2.0-py3-none-any.whl").unlink()

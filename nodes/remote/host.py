@@ -57,7 +57,10 @@ class Host(Protocol):
     def open(self, command: Command) -> Channel: ...
 
     def put(self, path: str, at: int, pieces: Iterable[bytes]) -> None:
-        """Write into a file from byte ``at`` on; at 0 it is made anew, mode 0600. All of it is there on return."""
+        """Write into a file from byte ``at`` on; what it has beyond stays. All of it is there on return.
+
+        Raises `NotWritten` where the host refuses, `Unreachable` when it stops answering: say it again then.
+        """
 
     def close(self) -> None: ...
 

@@ -222,12 +222,14 @@ class SshHost:
             channel = self._transport.open_session(timeout=ANSWER_SECONDS)
             channel.settimeout(ANSWER_SECONDS)
             channel.invoke_subsystem("sftp")
-            with paramiko.SFTPClient(channel) as client, client.open(path, "r+b" if at else "wb") as file:
-                file.set_pipelined(True)
-                file.seek(at)
-                for piece in pieces:
-                    file.write(piece)
+            with paramiko.SFTPClient(channel) as client:
+                client.open(path, "ab").close()  # never emptied: what an earlier connection sent may still come
+                with client.open(path, "r+b") as file:
+                    end = _write(file, at, pieces)
+                    if (file.stat().st_size or 0) < end:
+                        raise NotWritten(self.where, path, _("not all of it was taken"))
         except (paramiko.SSHException, EOFError, OSError) as error:
+            self._transport.join(1)  # a line that breaks closes its channels first
             if not self._transport.is_active() or isinstance(error, TimeoutError):
                 raise Unreachable(self.where, _("the connection was closed")) from error
             raise NotWritten(self.where, path, str(error) or type(error).__name__) from error
@@ -271,6 +273,15 @@ class SshHost:
             raise Unreachable(self.where, _("the connection was closed")) from error
         self._channels.add(channel)
         return channel
+
+
+def _write(file: paramiko.SFTPFile, at: int, pieces: Iterable[bytes]) -> int:
+    """The byte after the last one. Not all of it may be there yet: only an answer to a later question proves that."""
+    file.set_pipelined(True)
+    file.seek(at)
+    for piece in pieces:
+        file.write(piece)
+    return file.tell()
 
 
 @contextmanager

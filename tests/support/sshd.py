@@ -9,7 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,18 @@ class Sshd:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """The connections stay, and nothing is said on them, as on a line that is cut."""
+        sessions = _descendants(self.process.pid)
+        for pid in sessions:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in sessions:
+                os.kill(pid, signal.SIGCONT)
+
     def restart(self, new_host_key: bool = False) -> None:
         self.stop()
         if new_host_key:
@@ -89,6 +102,10 @@ def _children(parent: int) -> list[int]:
             if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
                 found.append(int(folder.name))
     return found
+
+
+def _descendants(parent: int) -> list[int]:
+    return [pid for child in _children(parent) for pid in (child, *_descendants(child))]
 
 
 def start(folder: Path, address: str = "127.0.0.1", settings: str = "") -> Sshd:
