@@ -154,10 +154,15 @@ def _pips_own_index() -> str:
     return f"{found[1]}simple" if found else ""
 
 
+def seen_in(step: Step) -> bool:
+    """Whether the step's run has looked at the node before, and done nothing to it since."""
+    here = step.run.steps.filter(node=step.node, stage__lt=step.stage)
+    return here.filter(kind="facts").exists() and not here.exclude(job=None).exists()
+
+
 def _gather_step(step: Step) -> Done | Satisfied:
     """Look at the node; at a run's end only if something was done to it."""
-    here = step.run.steps.filter(node=step.node, stage__lt=step.stage)
-    if here.filter(kind="facts").exists() and not here.exclude(job=None).exists():
+    if seen_in(step):
         return Satisfied(_("nothing was changed"))
     facts = gather(step.node)
     return Done(_("%(cpus)d CPUs, %(gpus)d GPUs") % {"cpus": facts.cpus, "gpus": len(facts.gpus)})

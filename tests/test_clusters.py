@@ -43,7 +43,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def ports_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """All nodes of these tests share one machine's ports, on which each would find the others' Ray."""
-    monkeypatch.setattr(clusters_room, "make_room", preparation.gather)
+    monkeypatch.setattr(clusters_room, "make_room", lambda step: preparation.gather(step.node))
 
 
 @pytest.fixture

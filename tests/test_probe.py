@@ -281,3 +281,15 @@ def test_blocks_in_the_users_files_and_the_clusters_key_are_seen(tmp_path: Path,
     found = probe.kept_blocks(tmp_path)
     assert found["blocks"]["config"] == {"c": "Host te1\n"}
     assert found["cluster_keys"] == {"a.b": "ssh-ed25519 AAAA"}
+
+
+def test_of_shims_only_the_users_python3_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("shims", "bin"):
+        (tmp_path / folder).mkdir()
+        for name in ("python3", "python3.9", "python3-config"):
+            (tmp_path / folder / name).write_text("#!/bin/sh\n")
+            (tmp_path / folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/shims:{tmp_path}/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = [path for path in probe.python_candidates() if path.is_relative_to(tmp_path)]
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["shims/python3", "bin/python3", "bin/python3.9"]

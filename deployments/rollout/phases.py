@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from deployments.diagnosis.lines import RANK, parse, plain
 
 LONGEST_LINE = 16_384  # characters that are kept of a line whose end has not come yet
+OPENING = 95  # percent; the engine is up, and its endpoint opens
 STARTED = 99  # percent; that it generates is only proven by a prompt, which makes it 100
 
 PHASES: Mapping[str, Promise] = {
@@ -88,7 +89,7 @@ SIGNS = (
     _sign("warm-up", 81, r"[Ww]arming up model|Autotuning process starts"),
     _sign("graphs", 82, r"Capturing CUDA graph[^:]*:\s+(\d+)%", until=93),
     _sign("graphs", 93, r"Graph capturing finished"),
-    _sign("listening", 95, r"init engine \(profile, create kv cache, warmup model\) took"),
+    _sign("listening", OPENING, r"init engine \(profile, create kv cache, warmup model\) took"),
     _sign("listening", 97, r"Supported tasks:|Starting vLLM server on"),
     _sign("started", STARTED, r"Application startup complete"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -11,7 +13,7 @@ from deployments import commands, engine
 from deployments.models import Replica
 from deployments.rollout import causes, placing
 from deployments.rollout.model_steps import directory
-from deployments.rollout.phases import PHASES, STARTED, Progress
+from deployments.rollout.phases import OPENING, PHASES, STARTED, Progress
 from deployments.rollout.placing import FRESH
 from deployments.rollout.steps import DEFAULT_SHARE, deployment_of
 from deployments.states import ReplicaState
@@ -25,6 +27,8 @@ from nodes.runs import Done, StepKind, Waiting
 
 #: Bytes of a server's log in which its start is looked for.
 _LONGEST_START = 4 << 20
+#: Seconds for which a server that opens its endpoint is asked.
+_LAST_SECOND = 1.0
 
 
 def replica_of(step: Step) -> Replica:
@@ -78,7 +82,7 @@ def _serve_probe(step: Step) -> Done | Waiting:
     if job is None:
         raise Problem(_("The server's job is not known any more."), _("Start the deployment again."))
     progress = causes.progress(chunk.data for chunk in streams.read(streams.log_key(job.pk), 0))
-    if engine.answers(replica):
+    if _answers(replica, progress):
         # Whatever it measured stands in its log by now; the stream may be a moment behind the node.
         _note(replica, causes.progress([logs.read(job, 0, _LONGEST_START).data]))
         Replica.objects.filter(pk=replica.pk).update(placement=placing.seated(replica.fresh(), names_by_address()))
@@ -88,6 +92,16 @@ def _serve_probe(step: Step) -> Done | Waiting:
         return _through_ssh(replica)
     causes.check_goes_on(job, progress)
     return Waiting(str(PHASES.get(progress.phase, PHASES["starting"])))
+
+
+def _answers(replica: Replica, progress: Progress) -> bool:
+    """Whether the server answers. One that is about to is asked again at once: watch looks but once a second."""
+    end = time.monotonic() + (_LAST_SECOND if progress.percent >= OPENING else 0)
+    while not engine.answers(replica):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(_LAST_SECOND / 10)
+    return True
 
 
 def _note(replica: Replica, progress: Progress) -> None:

@@ -38,8 +38,8 @@ def deployment_of(step: Step) -> Deployment:
 
 
 def _room(step: Step) -> Done:
-    """Ports and memory are looked at once more, so that a start that cannot succeed fails now."""
-    facts = clusters_room.make_room(step.node)
+    """Ports and memory, as they are now, so that a start that cannot succeed fails now."""
+    facts = clusters_room.make_room(step)
     for replica in deployment_of(step).replicas.filter(node=step.node, state="waiting"):
         _check_port(replica, facts)
     return Done(_("%(free).1f GiB of memory available") % {"free": facts.memory_available / 2**30})

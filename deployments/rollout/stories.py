@@ -95,7 +95,7 @@ def _check_server_is_gone(deployment: Deployment) -> None:
 
 
 def _rollout_stages(deployment: Deployment, replicas: Sequence[Replica]) -> Stages:
-    """The same environment everywhere first; "room" then looks at each node once more."""
+    """The same environment everywhere first; "room" then looks again at each node to which something was done."""
     nodes = nodes_of(deployment, replicas)
     sight.check(nodes)
     prepare = preparation.prepare_stages(*nodes)[:-1]

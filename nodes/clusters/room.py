@@ -6,7 +6,9 @@ What our own ended jobs left is ended without asking; other people's Ray only by
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -20,18 +22,24 @@ from nodes.recipes import ray
 from nodes.runs import Done, StepKind
 from nodes.states import JOB_ACTIVE
 
+#: For this long the run's own look at a node says what is there now.
+_FRESH = timedelta(seconds=10)
+
 
 def _room(step: Step) -> Done:
-    facts = make_room(step.node)
+    facts = make_room(step)
     return Done(_("%(free).1f GiB of memory available") % {"free": facts.memory_available / 2**30})
 
 
-def make_room(node: Node) -> Facts:
+def make_room(step: Step) -> Facts:
     """Look at the node, end what earlier sessions of our own left there, and see that Ray's ports are free.
+
+    What the run itself saw a moment ago is as good as another look: that takes a second, and on GPU hosts more.
 
     Other people's Ray is left alone, and in the way only where it has the ports; then `Problem`.
     """
-    facts = preparation.gather(node)
+    node = step.node
+    facts = node.facts if preparation.seen_in(step) and _lately(node) else preparation.gather(node)
     if end_own_leftovers(facts):
         facts = preparation.gather(node)
     busy = sorted(set(plan_of(cluster_of(node)).fixed) & set(facts.listening))
@@ -42,6 +50,10 @@ def make_room(node: Node) -> Facts:
             _("End what uses it (ss -ltnp shows it), or move all of Ray's ports with PORT_BASE."),
         )
     return facts
+
+
+def _lately(node: Node) -> bool:
+    return node.facts_at is not None and timezone.now() - node.facts_at < _FRESH
 
 
 def end_own_leftovers(facts: Facts) -> int:

@@ -122,7 +122,7 @@ def form(cluster: Cluster, by: User | None) -> Run:
     nodes = members(cluster)
     sight.check(nodes)
     as_members(nodes)  # raises where one has no address in the cluster's network
-    prepare = preparation.prepare_stages(*nodes)[:-1]  # "ray-room" looks at each node once more
+    prepare = preparation.prepare_stages(*nodes)[:-1]  # "ray-room" looks again
     room: list[Planned] = [("ray-room", node) for node in nodes]
     stages = [*prepare, room, *ray_stages(nodes)]
     with transaction.atomic():
