@@ -6,6 +6,7 @@ many seconds, until its standard input ends or the GCS is gone.
 """
 
 import json
+import os
 import select
 import socket
 import sys
@@ -82,6 +83,8 @@ def connected(address):
 def main():
     host, port, patience = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     every = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+    if every:
+        os.nice(10)  # loading Ray takes seconds of a processor, which an engine that starts beside it needs more
     until = time.monotonic() + patience
     reach(host, port, until)
     state, versions = connected(f"{host}:{port}")
