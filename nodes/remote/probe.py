@@ -174,21 +174,17 @@ def interpreter(path: Path) -> Fact:
 
 
 def python_candidates() -> list[Path]:
-    """Interpreters in the usual places, each file once, the first name it was found under.
-
-    Of the shims of pyenv and its like, slow scripts that start one of these, only what the user calls python3.
-    """
+    """Interpreters in the usual places, each file once, the first name it was found under; of slow shims, python3."""
     folders = [Path(folder) for folder in os.get_exec_path()]
     folders += [Path("/usr/local/bin"), Path("/usr/bin"), Path.home() / ".local/bin"]
     places = [
         (Path.home(), ".local/share/uv/python/*/bin"), (Path.home(), ".pyenv/versions/*/bin"),
-        (Path.home(), ".asdf/installs/python/*/bin"), (Path.home(), ".local/share/mise/installs/python/*/bin"),
         (Path.home(), "*conda3/bin"), (Path("/opt"), "*/bin"), (Path("/data"), "*conda3/bin"),
     ]  # fmt: skip
     folders += [folder for start, pattern in places for folder in sorted(start.glob(pattern))]
-    found = (path for folder in folders
-             for path in sorted(folder.glob("python3" if folder.name == "shims" else "python3*")))
-    named = (path for path in found if re.match(r"python3(\.\d+)?$", path.name) and os.access(path, os.X_OK))
+    found = (path for folder in folders for path in sorted(folder.glob("python3*")))
+    fit = re.compile(r"/python3$|(?<!/shims)/python3\.\d+$")
+    named = (path for path in found if fit.search(str(path)) and os.access(path, os.X_OK))
     return list({str(path.resolve()): path for path in reversed(list(named))}.values())[::-1][:16]
 
 
