@@ -23,6 +23,7 @@ from nodes.registration import Login
 from nodes.remote import ssh
 from nodes.remote.command import script
 from nodes.remote.errors import Unreachable
+from nodes.remote.local import LocalHost
 from nodes.runs import Done, Waiting
 from tests.support import sshd as sshd_support
 from tests.support.sshd import Sshd
@@ -81,6 +82,12 @@ def step(server: Sshd, valkey: str, settings: Settings, tmp_path: Path, monkeypa
 
 def place(server: Sshd, name: str) -> Path:
     return server.folder / "home" / ".quarterdeck" / "wheels" / name
+
+
+def test_on_this_machine_too_a_file_that_is_begun_again_keeps_what_it_has_beyond(tmp_path: Path) -> None:
+    for pieces in ([b"..cdef"], [b"a", b"b"]):
+        LocalHost().put(str(tmp_path / "file"), 0, pieces)
+    assert (tmp_path / "file").read_bytes() == b"abcdef"
 
 
 on_a_server = [pytest.mark.sshd, pytest.mark.valkey, pytest.mark.django_db(transaction=True)]

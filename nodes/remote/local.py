@@ -80,7 +80,8 @@ class LocalHost:
 
     def put(self, path: str, at: int, pieces: Iterable[bytes]) -> None:
         try:
-            with Path(path).open("r+b" if at else "wb") as file:
+            Path(path).touch()  # and not emptied, as over SSH
+            with Path(path).open("r+b") as file:
                 file.seek(at)
                 for piece in pieces:
                     file.write(piece)
